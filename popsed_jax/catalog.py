@@ -1,0 +1,332 @@
+"""Catalogues of galaxies: fluxes and errors in AB maggies, with an account of every row that was left out."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from astropy.table import Column, Table
+from jaxtyping import Bool, Float, Int
+
+from popsed_jax.catalog_columns import (
+    BandColumns,
+    integer_column,
+    is_sentinel,
+    number_column,
+    read_bands,
+    repeated_rows,
+)
+from popsed_jax.catalog_config import BandConfig, CatalogConfig, CatalogError, FluxUnit, embedded_catalog_config
+from popsed_jax.data import data_path
+from popsed_jax.observe.filters import load_filter
+from popsed_jax.tables import TableError, read_table, write_table
+
+__all__ = [
+    "BandConfig",
+    "Catalog",
+    "CatalogConfig",
+    "CatalogError",
+    "Drop",
+    "FluxUnit",
+    "build_catalog",
+    "embedded_catalog_config",
+    "read_catalog",
+]
+
+_NUM_EXAMPLES = 5
+_EMBEDDED = "sdss_galaxies"
+# No galaxy is observed below the Lyman limit: a shorter mean wavelength was not given in Angstrom.
+_SHORTEST_WAVE = 912.0
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Rows left out for one reason; a row with several faults counts under each.
+
+    Attributes:
+        reason: what was wrong, with the band where one is concerned.
+        count: how many rows.
+        rows: the numbers of the first few.
+    """
+
+    reason: str
+    count: int
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Catalog:
+    """Galaxies with a flux and an error in every band. The arrays cannot be written to.
+
+    Attributes:
+        name: what the catalogue is called.
+        bands: names of the bands.
+        filters: library name, or path, of each band's filter.
+        flux: AB flux outside the Galaxy [maggies]; may be negative.
+        flux_error: its one-sigma error [maggies], positive.
+        row: number of each galaxy in the file it came from.
+        redshift: spectroscopic redshift, NaN where unknown; `None` without such a column. For reports only: a fit must
+            never see it.
+        num_rows_read: rows of the file.
+        num_rows_dropped: rows of the file that were left out.
+        drops: why they were left out.
+
+    Raises:
+        CatalogError: shapes that disagree, fluxes that are not finite, or errors that are not positive.
+    """
+
+    name: str
+    bands: tuple[str, ...]
+    filters: tuple[str, ...]
+    flux: Float[np.ndarray, "galaxy band"]
+    flux_error: Float[np.ndarray, "galaxy band"]
+    row: Int[np.ndarray, " galaxy"]
+    redshift: Float[np.ndarray, " galaxy"] | None = None
+    num_rows_read: int = 0
+    num_rows_dropped: int = 0
+    drops: tuple[Drop, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check, then make the arrays read-only."""
+        shape = (len(self.row), len(self.bands))
+        if len(self.filters) != len(self.bands):
+            raise CatalogError(f"{len(self.bands)} bands but {len(self.filters)} filters")
+        for word in ("flux", "flux_error"):
+            if getattr(self, word).shape != shape:
+                raise CatalogError(
+                    f"{word} must have the shape (galaxy, band) = {shape}, got {getattr(self, word).shape}"
+                )
+        if self.redshift is not None and self.redshift.shape != shape[:1]:
+            raise CatalogError(f"redshift must have one value a galaxy, got the shape {self.redshift.shape}")
+        if not np.isfinite(self.flux).all():
+            raise CatalogError("flux must be finite")
+        if not (np.isfinite(self.flux_error).all() and (self.flux_error > 0).all()):
+            raise CatalogError("flux_error must be finite and positive")
+        for word, kind in (("flux", float), ("flux_error", float), ("row", np.int64), ("redshift", float)):
+            if getattr(self, word) is not None:
+                array = np.array(getattr(self, word), dtype=kind)
+                array.flags.writeable = False
+                object.__setattr__(self, word, array)
+
+    def __len__(self) -> int:
+        """Number of galaxies."""
+        return len(self.row)
+
+    def subset(
+        self, index: Int[np.ndarray, " chosen"] | Bool[np.ndarray, " galaxy"] | Sequence[int] | slice
+    ) -> Catalog:
+        """Some of the galaxies: by number, by mask or by slice. The account of the reading stays as it was."""
+        if not isinstance(index, slice):
+            index = np.atleast_1d(index)
+            index = index.astype(int) if index.size == 0 else index
+        return Catalog(
+            name=self.name,
+            bands=self.bands,
+            filters=self.filters,
+            flux=self.flux[index],
+            flux_error=self.flux_error[index],
+            row=self.row[index],
+            redshift=None if self.redshift is None else self.redshift[index],
+            num_rows_read=self.num_rows_read,
+            num_rows_dropped=self.num_rows_dropped,
+            drops=self.drops,
+        )
+
+    def summary(self) -> tuple[str, ...]:
+        """What the catalogue holds and what was left out, a line each."""
+        lines = [f"{self.name}: {len(self):,} galaxies in {len(self.bands)} bands ({' '.join(self.bands)})"]
+        lines.append(f"{self.num_rows_read:,} rows read, {self.num_rows_dropped:,} left out")
+        lines += [
+            f"  {drop.count:,} row{'s' * (drop.count > 1)}: {drop.reason} ({_row_list(drop)})" for drop in self.drops
+        ]
+        if sum(drop.count for drop in self.drops) > self.num_rows_dropped:
+            lines.append("  (a row with several faults counts under each)")
+        if len(self):
+            lines += [self._band_line(i) for i in range(len(self.bands))]
+        if self.redshift is not None:
+            known = int(np.isfinite(self.redshift).sum())
+            lines.append(f"redshift known for {known:,}; reports compare with it, fits never see it")
+        return tuple(lines)
+
+    def _band_line(self, i: int) -> str:
+        """Depth and quality of one band."""
+        flux, error = self.flux[:, i], self.flux_error[:, i]
+        bright = flux[flux > 0]
+        mags = np.percentile(-2.5 * np.log10(bright), [5, 50, 95]) if len(bright) else np.full(3, np.nan)
+        negative = f", {np.sum(flux <= 0):,} fluxes not positive" if np.any(flux <= 0) else ""
+        return (
+            f"band {self.bands[i]} ({self.filters[i]}): AB {mags[1]:.2f} (5-95 %: {mags[0]:.2f} to {mags[2]:.2f}), "
+            f"median signal-to-noise {np.median(flux / error):.3g}{negative}"
+        )
+
+    def to_table(self) -> Table:
+        """The catalogue as a table with units and descriptions: `row`, `flux_NAME`, `flux_error_NAME`, `redshift`."""
+        table = Table(meta={"name": self.name, "bands": list(self.bands), "filters": list(self.filters)})
+        table["row"] = Column(self.row, description="number of the galaxy in the file it came from")
+        for i, (band, filt) in enumerate(zip(self.bands, self.filters, strict=True)):
+            text = f"AB flux through {filt}, outside the Galaxy"
+            table[f"flux_{band}"] = Column(self.flux[:, i], unit="mgy", description=text)
+            table[f"flux_error_{band}"] = Column(self.flux_error[:, i], unit="mgy", description=f"error of flux_{band}")
+        if self.redshift is not None:
+            table["redshift"] = Column(self.redshift, description="spectroscopic redshift")
+        return table
+
+    def write(self, path: str | os.PathLike[str]) -> CatalogConfig:
+        """Write to FITS, HDF5, Parquet, ECSV or CSV, by suffix.
+
+        Returns:
+            The settings with which `read_catalog` reads it back as it is.
+
+        Raises:
+            CatalogError: the file cannot be written.
+        """
+        try:
+            write_table(self.to_table(), path)
+        except TableError as error:
+            raise CatalogError(str(error)) from error
+        bands = tuple(
+            BandConfig(filter=filt, flux=f"flux_{band}", name=band, error=f"flux_error_{band}")
+            for band, filt in zip(self.bands, self.filters, strict=True)
+        )
+        redshift = "" if self.redshift is None else "redshift"
+        return CatalogConfig(
+            path=str(Path(path).resolve()),
+            flux_unit="maggies",
+            redshift=redshift,
+            bands=bands,
+            sentinels=(),
+            name=self.name,
+            row="row",
+        )
+
+
+def build_catalog(
+    name: str,
+    bands: Sequence[str],
+    filters: Sequence[str],
+    flux: Float[np.ndarray, "galaxy band"],
+    flux_error: Float[np.ndarray, "galaxy band"],
+    redshift: Float[np.ndarray, " galaxy"] | None = None,
+) -> Catalog:
+    """A catalogue from arrays, such as a simulated one; its rows are numbered from 0.
+
+    Args:
+        flux: AB flux [maggies].
+        flux_error: one-sigma error [maggies].
+
+    Raises:
+        CatalogError: as for `Catalog`.
+    """
+    flux = np.asarray(flux, dtype=float)
+    return Catalog(
+        name=name,
+        bands=tuple(bands),
+        filters=tuple(filters),
+        flux=flux,
+        flux_error=np.asarray(flux_error, dtype=float),
+        row=np.arange(len(flux)),
+        redshift=None if redshift is None else np.asarray(redshift, dtype=float),
+        num_rows_read=len(flux),
+    )
+
+
+def read_catalog(config: CatalogConfig, base: str | os.PathLike[str] | None = None) -> Catalog:
+    """Read a catalogue, correct it to AB outside the Galaxy, and leave out the rows that cannot be used.
+
+    A row is left out when any band lacks a finite flux, a finite positive error or (where asked for) an extinction, when
+    a magnitude is impossible, or when the row repeats an earlier one in every column; all are counted in `drops`.
+    Negative fluxes are ordinary and stay. A redshift that is missing or impossible becomes NaN and its galaxy stays.
+
+    Args:
+        config: what the columns mean; an empty one means the embedded galaxies.
+        base: folder to which relative paths in `config` refer; the working folder unless given.
+
+    Raises:
+        CatalogError: a file that cannot be read, columns that are missing or are no numbers, unknown filters, values
+            that cannot be of the unit given, or no row left. Faults of several columns are reported together.
+    """
+    config = config.resolved()
+    folder = Path.cwd() if base is None else Path(base)
+    path = folder / Path(config.path).expanduser() if config.path else data_path(_EMBEDDED)
+    try:
+        table = read_table(path, config.hdu)
+    except TableError as error:
+        raise CatalogError(str(error)) from error
+    if len(table) == 0:
+        raise CatalogError(f"{path}: the table has no rows")
+    problems: list[str] = []
+    filters = tuple(_checked_filter(band, folder, problems) for band in config.bands)
+    bands = read_bands(table, config, problems)
+    redshift = number_column(table, config.redshift, "redshift", problems) if config.redshift else None
+    row = integer_column(table, config.row, problems) if config.row else np.arange(len(table))
+    if problems:
+        raise CatalogError(*(f"{path}: {problem}" for problem in problems))
+    keep, drops = _account(table, bands, row)
+    if not keep.any():
+        reasons = "; ".join(f"{drop.count:,}: {drop.reason}" for drop in drops)
+        raise CatalogError(f"{path}: none of the {len(table):,} rows can be used ({reasons})")
+    name = config.name or path.name.split(".")[0]
+    return Catalog(
+        name=name,
+        bands=tuple(band.name for band in config.bands),
+        filters=filters,
+        flux=np.stack([band.flux[keep] for band in bands], axis=1),
+        flux_error=np.stack([band.flux_error[keep] for band in bands], axis=1),
+        row=row[keep],
+        redshift=None if redshift is None else _known_redshift(redshift, config.missing_values)[keep],
+        num_rows_read=len(table),
+        num_rows_dropped=int(np.sum(~keep)),
+        drops=drops,
+    )
+
+
+def _checked_filter(band: BandConfig, folder: Path, problems: list[str]) -> str:
+    """The filter's library name, or the full path of its curve."""
+    path = folder / Path(band.filter).expanduser()
+    name = str(path.resolve()) if path.is_file() else band.filter
+    try:
+        with warnings.catch_warnings():
+            # numpy warns of an empty file before it fails on it.
+            warnings.simplefilter("ignore", UserWarning)
+            mean_wave = load_filter(name).effective_wave
+    except (OSError, ValueError) as error:
+        problems.append(f"band {band.name!r}: {error}")
+        return name
+    if not mean_wave > _SHORTEST_WAVE:
+        problems.append(
+            f"band {band.name!r}: the filter {name} has a mean wavelength of {mean_wave:.4g} Angstrom; "
+            "are its wavelengths in nm or um? Write them in Angstrom"
+        )
+    return name
+
+
+def _account(
+    table: Table, bands: Sequence[BandColumns], row: Int[np.ndarray, " galaxy"]
+) -> tuple[Bool[np.ndarray, " galaxy"], tuple[Drop, ...]]:
+    """Which rows to keep, and why the others go."""
+    faults = [(reason, mask) for band in bands for reason, mask in band.faults.items()]
+    keep = ~np.any([mask for _, mask in faults], axis=0)
+    copies = repeated_rows(table) & keep
+    faults.append(("repeats an earlier row in every column", copies))
+    drops = tuple(
+        Drop(reason, int(mask.sum()), tuple(int(number) for number in row[mask][:_NUM_EXAMPLES]))
+        for reason, mask in faults
+        if mask.any()
+    )
+    return keep & ~copies, drops
+
+
+def _known_redshift(redshift: Float[np.ndarray, " galaxy"], sentinels: Sequence[float]) -> Float[np.ndarray, " galaxy"]:
+    """NaN for a sentinel or an impossible value (a recession faster than light towards us)."""
+    known = np.isfinite(redshift) & (redshift > -1.0) & ~is_sentinel(redshift, sentinels)
+    return np.where(known, redshift, np.nan)
+
+
+def _row_list(drop: Drop) -> str:
+    """The first few rows, in words."""
+    more = ", ..." if drop.count > len(drop.rows) else ""
+    return f"row{'s' if drop.count > 1 else ''} {', '.join(map(str, drop.rows))}{more}"

@@ -1,0 +1,132 @@
+"""The learned population: an ensemble of flows over named, bounded parameters, with its files."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from popsed_jax.flows.spline import FlowConfig, SplineFlow, init_flow
+from popsed_jax.parameters import Parameter, ParameterSpace
+from popsed_jax.population.storage import StorageError, load_tree, save_tree, write_atomically
+
+FORMAT_VERSION = 1
+
+
+@flax.struct.dataclass
+class Population:
+    """p(theta): a weighted mixture of flows. Immutable pytree.
+
+    Attributes:
+        flows: the members' flows over u, stacked.
+        weights: of the members; sum to one.
+        space: names, units and bounds of theta.
+        meta: what the population means: cosmology, IMF, templates, selection, versions.
+    """
+
+    flows: SplineFlow
+    weights: Float[Array, " member"]
+    space: ParameterSpace = flax.struct.field(pytree_node=False)
+    meta: Mapping[str, Any] = flax.struct.field(pytree_node=False, default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parameters, in the order of theta's last axis."""
+        return self.space.names
+
+    @property
+    def num_members(self) -> int:
+        """How many flows."""
+        return self.weights.shape[0]
+
+    def sample(self, key: Array, num: int) -> dict[str, Float[Array, " num"]]:
+        """Galaxies of the population, by parameter name."""
+        theta, _ = self.sample_members(key, num)
+        return {name: theta[:, i] for i, name in enumerate(self.names)}
+
+    def sample_members(self, key: Array, num: int) -> tuple[Float[Array, "num dim"], Array]:
+        """Galaxies as an array, and the member that each came from."""
+        key_member, key_flow = jax.random.split(key)
+        member = jax.random.choice(key_member, self.num_members, (num,), p=self.weights)
+        x = jax.random.normal(key_flow, (num, len(self.space)))
+        u = jnp.zeros_like(x)
+        for i in range(self.num_members):  # every member transforms all draws: the shapes stay fixed under jit
+            u = jnp.where((member == i)[:, None], self.member(i).forward(x)[0], u)
+        return self.space.to_theta(u), member
+
+    def log_prob(self, theta: Float[Array, "num dim"] | Mapping[str, Array]) -> Float[Array, " num"]:
+        """Exact log density of theta, -inf outside the bounds.
+
+        Args:
+            theta: galaxies as an array in the order of `names`, or as named arrays; one galaxy or many.
+        """
+        theta = self.space.pack(theta) if isinstance(theta, Mapping) else jnp.asarray(theta)
+        many = jnp.atleast_2d(theta)
+        inside = self.space.inside(many)
+        low = jnp.array([p.low for p in self.space.parameters])
+        high = jnp.array([p.high for p in self.space.parameters])
+        # The middle of the bounds stands in for outsiders, so that gradients stay finite.
+        u = self.space.to_u(jnp.where(inside[:, None], many, 0.5 * (low + high)))
+        each = jax.vmap(lambda flow: flow.log_prob(u))(self.flows) - self.space.log_det(u)
+        mixed = jax.scipy.special.logsumexp(each, axis=0, b=self.weights[:, None])
+        return jnp.where(inside, mixed, -jnp.inf).reshape(theta.shape[:-1])
+
+    def member(self, index: int) -> SplineFlow:
+        """One flow of the ensemble, over u."""
+        return jax.tree.map(lambda leaf: leaf[index], self.flows)
+
+    def save(self, folder: Path | str) -> None:
+        """Write `weights.safetensors` and `population.json` into a folder."""
+        folder = Path(folder)
+        arrays = {"flows": self.flows, "weights": self.weights}
+        save_tree(folder / "weights.safetensors", arrays)
+        description = {
+            "format": "popsed_jax population",
+            "format_version": FORMAT_VERSION,
+            "weights_sha256": hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest(),
+            "num_members": self.num_members,
+            "flow": dataclasses.asdict(self.flows.config),
+            "parameters": [dataclasses.asdict(p) for p in self.space.parameters],
+            **self.meta,
+        }
+        write_atomically(folder / "population.json", (json.dumps(description, indent=2) + "\n").encode())
+
+
+def load_population(folder: Path | str) -> Population:
+    """Read a population written by `Population.save`.
+
+    Raises:
+        StorageError: a missing, damaged, changed or newer file; the message says which and what to do.
+    """
+    folder = Path(folder)
+    path = folder / "population.json"
+    try:
+        description = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise StorageError(f"{path} does not exist: give the folder 'population' of a finished run") from None
+    except json.JSONDecodeError as error:
+        raise StorageError(f"{path} is damaged: {error}") from None
+    version = description.pop("format_version", None)
+    if description.pop("format", None) != "popsed_jax population" or version is None:
+        raise StorageError(f"{path} does not describe a popsed_jax population")
+    if version > FORMAT_VERSION:
+        raise StorageError(f"{path} has format version {version}, newer than this package reads ({FORMAT_VERSION}): update it")
+    weights = folder / "weights.safetensors"
+    if not weights.is_file():
+        raise StorageError(f"{weights} does not exist")
+    if hashlib.sha256(weights.read_bytes()).hexdigest() != description.pop("weights_sha256"):
+        raise StorageError(f"{weights} is not the file that {path.name} describes (checksum): it was changed or truncated")
+    space = ParameterSpace(tuple(Parameter(**p) for p in description.pop("parameters")))
+    config = FlowConfig(**description.pop("flow"))
+    num = description.pop("num_members")
+    empty = jax.vmap(lambda key: init_flow(key, len(space), config))(jax.random.split(jax.random.key(0), num))
+    arrays, _ = load_tree(weights, {"flows": empty, "weights": jnp.zeros(num)})
+    return Population(arrays["flows"], arrays["weights"], space, description)

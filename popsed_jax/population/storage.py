@@ -1,0 +1,67 @@
+"""Pytrees of arrays as safetensors files: no pickle, nothing executed on loading, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+Tree = TypeVar("Tree")
+
+
+class StorageError(ValueError):
+    """A file that does not hold the arrays asked for."""
+
+
+def save_tree(path: Path, tree: object, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a pytree's arrays under the names of their places in it.
+
+    Args:
+        metadata: strings kept in the file's header.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    arrays = {jax.tree_util.keystr(where): np.ascontiguousarray(leaf) for where, leaf in leaves}
+    write_atomically(path, save(arrays, metadata=dict(metadata or {})))
+
+
+def load_tree(path: Path, like: Tree) -> tuple[Tree, dict[str, str]]:
+    """Read arrays into a pytree of the shape of `like`, with the file's metadata.
+
+    Raises:
+        StorageError: the file is missing, damaged, or holds other arrays (named).
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            metadata = dict(file.metadata() or {})
+    except FileNotFoundError:
+        raise StorageError(f"{path} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        raise StorageError(f"{path} is damaged or truncated: {error}") from None
+    leaves, structure = jax.tree_util.tree_flatten_with_path(like)
+    names = [jax.tree_util.keystr(where) for where, _ in leaves]
+    if set(names) != set(stored):
+        odd = sorted(set(names) ^ set(stored))[:3]
+        raise StorageError(f"{path} holds other arrays than expected: {', '.join(odd)}")
+    for name, (_, leaf) in zip(names, leaves, strict=True):
+        if stored[name].shape != tuple(jnp.shape(leaf)):
+            raise StorageError(f"{path}: {name} has shape {stored[name].shape}, expected {tuple(jnp.shape(leaf))}")
+    return jax.tree_util.tree_unflatten(structure, [jnp.asarray(stored[name]) for name in names]), metadata
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside the file and rename, so that a kill at any moment leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)

@@ -1,0 +1,185 @@
+"""The training loop's compiled parts: fit a flow to reference draws, and one epoch of all members."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from popsed_jax.flows.spline import FlowConfig, SplineFlow, init_flow, whiten
+from popsed_jax.population.objective import LossTerms, Member, Problem, Trained, member_loss, validation_ratio
+from popsed_jax.population.schedules import Schedule
+from popsed_jax.transport import TransportConfig
+
+
+# Shifts are in units of their uncertainty; at the networks' learning rate they would need thousands of steps for one.
+SHIFT_RATE = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """Static settings of the compiled epoch (see `FitConfig` for their meaning)."""
+
+    num_bands: int
+    batch_size: int
+    num_kl: int
+    steps_per_epoch: int
+    offset_sigma: float
+    reference_strength: float
+    lambda_start: float
+    lambda_rate: float
+    target_ratio: float
+    kl_tie_break: float
+    validation_blur: float
+    validation_seed: int
+    transport: TransportConfig
+
+
+class TrainState(NamedTuple):
+    """Everything that changes, for all members (leading axis). A checkpoint is exactly this.
+
+    Attributes:
+        trained: current flow layers and offsets.
+        opt_state: Adam's moments.
+        log_lambda: log weight of the reference.
+        best: the state with the best validation objective so far.
+        best_objective, best_ratio, best_kl: at that state.
+    """
+
+    trained: Trained
+    opt_state: Any
+    log_lambda: Float[Array, " member"]
+    best: Trained
+    best_objective: Float[Array, " member"]
+    best_ratio: Float[Array, " member"]
+    best_kl: Float[Array, " member"]
+
+
+class EpochInfo(NamedTuple):
+    """One epoch's record, for each member."""
+
+    loss: Float[Array, " member"]
+    transport: Float[Array, " member"]
+    kl: Float[Array, " member"]
+    penalty: Float[Array, " member"]
+    ratio: Float[Array, " member"]
+    objective: Float[Array, " member"]
+    log_lambda: Float[Array, " member"]
+
+
+@partial(jax.jit, static_argnames=("config", "num_steps", "batch_size"))
+def fit_flow(
+    key: Array, u: Float[Array, "num dim"], config: FlowConfig, num_steps: int, batch_size: int, peak: float = 3e-3
+) -> tuple[SplineFlow, Float[Array, " step"]]:
+    """Maximum likelihood: a flow for given draws, and its loss at every step.
+
+    Args:
+        u: draws of the reference, unconstrained.
+        peak: largest learning rate of the one-cycle schedule.
+    """
+    key_init, key_batch = jax.random.split(key)
+    mean, chol = whiten(u)
+    flow = init_flow(key_init, u.shape[1], config, mean, chol)
+    optimiser = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_onecycle_schedule(num_steps, peak, pct_start=0.2))
+    )
+
+    def step(carry: tuple[Any, Any], key: Array) -> tuple[tuple[Any, Any], Array]:
+        layers, opt_state = carry
+        batch = u[jax.random.randint(key, (batch_size,), 0, u.shape[0])]
+        loss, grads = jax.value_and_grad(lambda p: -jnp.mean(flow.replace(layers=p).log_prob(batch)))(layers)
+        updates, opt_state = optimiser.update(grads, opt_state, layers)
+        return (optax.apply_updates(layers, updates), opt_state), loss
+
+    carry = (flow.layers, optimiser.init(flow.layers))
+    (layers, _), losses = jax.lax.scan(step, carry, jax.random.split(key_batch, num_steps))
+    return flow.replace(layers=layers), losses
+
+
+def init_state(members: Member, settings: TrainSettings) -> TrainState:
+    """Members at their references, without offsets."""
+    num = members.controlled.shape[0]
+    trained = Trained(members.reference.layers, jnp.zeros((num, settings.num_bands)), jnp.zeros_like(members.shift_scale))
+    worst = jnp.full(num, jnp.inf)
+    state = TrainState(
+        trained=trained,
+        opt_state=jax.vmap(_optimiser().init)(trained),
+        log_lambda=jnp.full(num, jnp.log(settings.lambda_start)),
+        best=trained,
+        best_objective=worst,
+        best_ratio=worst,
+        best_kl=worst,
+    )
+    return jax.tree.map(jnp.copy, state)  # no array twice, nor shared with the members: the epoch reuses its memory
+
+
+@partial(jax.jit, static_argnames="settings", donate_argnames="state")
+def run_epoch(
+    key: Array, state: TrainState, members: Member, problem: Problem, row: Schedule, settings: TrainSettings
+) -> tuple[TrainState, EpochInfo]:
+    """One epoch of every member: `settings.steps_per_epoch` steps in one scan, then validation and bookkeeping.
+
+    Args:
+        key: of this epoch; validation has its own fixed key, so that epochs compare.
+        row: this epoch's values of the schedule.
+        settings: static (a `TrainSettings`).
+    """
+    num = members.controlled.shape[0]
+    optimiser = _optimiser()
+    grad_loss = jax.value_and_grad(member_loss, has_aux=True)
+
+    def step(carry: tuple[Trained, Any], key: Array) -> tuple[tuple[Trained, Any], tuple[Array, LossTerms]]:
+        trained, opt_state = carry
+        (loss, terms), grads = jax.vmap(grad_loss, in_axes=(0, 0, 0, None, None, 0, None))(
+            trained, jax.random.split(key, num), members, problem, row, state.log_lambda, settings
+        )
+        grads = grads._replace(offset=grads.offset * problem.free_bands)
+        updates, opt_state = jax.vmap(optimiser.update)(grads, opt_state, trained)
+        updates = jax.tree.map(lambda update: -row.learning_rate * update, updates)
+        updates = updates._replace(shift=SHIFT_RATE * updates.shift)
+        return (optax.apply_updates(trained, updates), opt_state), (loss, terms)
+
+    keys = jax.random.split(key, settings.steps_per_epoch)
+    (trained, opt_state), (loss, terms) = jax.lax.scan(step, (state.trained, state.opt_state), keys)
+    fixed = jax.random.split(jax.random.key(settings.validation_seed), num)
+    ratio = jax.vmap(validation_ratio, in_axes=(0, 0, 0, None, None))(fixed, trained, members, problem, settings)
+    kl = jnp.mean(terms.kl[-max(1, settings.steps_per_epoch // 2) :], axis=0)
+    objective = validation_objective(ratio, kl, members.controlled, settings)
+    # Discrepancy principle: hold the reference as firmly as leaves the model at the data's noise floor.
+    change = settings.lambda_rate * jnp.clip(settings.target_ratio - ratio, -1.0, 1.0)
+    log_lambda = state.log_lambda + row.adapt * change
+    better = jnp.logical_and(objective < state.best_objective, jnp.isfinite(objective))
+
+    def keep(new: Array, old: Array) -> Array:
+        return jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    new_state = TrainState(
+        trained=trained,
+        opt_state=opt_state,
+        log_lambda=log_lambda,
+        best=jax.tree.map(keep, trained, state.best),
+        best_objective=keep(objective, state.best_objective),
+        best_ratio=keep(ratio, state.best_ratio),
+        best_kl=keep(kl, state.best_kl),
+    )
+    mean = LossTerms(*(jnp.mean(term, axis=0) for term in terms))
+    return new_state, EpochInfo(jnp.mean(loss, axis=0), *mean, ratio, objective, state.log_lambda)
+
+
+def validation_objective(ratio: Array, kl: Array, controlled: Array, settings: TrainSettings) -> Array:
+    """By what states are judged: the distance over the noise floor, and among states within the target the least KL.
+
+    Below the target a smaller distance says nothing, so only the relative entropy to the reference counts there; it is a
+    tie-breaker above. Both are computed the same way in every epoch, whatever the schedules do.
+    """
+    return jnp.maximum(ratio, settings.target_ratio) + settings.kl_tie_break * kl * controlled
+
+
+def _optimiser() -> optax.GradientTransformation:
+    """Adam's direction; the learning rate comes from the schedule's row."""
+    return optax.chain(optax.clip_by_global_norm(10.0), optax.scale_by_adam())

@@ -1,0 +1,151 @@
+"""One interface to the distances between clouds: a mixture whose parts can change while training."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Key
+
+from popsed_jax.transport._clouds import as_clouds, check_blur, check_power
+from popsed_jax.transport.sinkhorn import sinkhorn_divergence
+from popsed_jax.transport.sliced import sliced_wasserstein
+
+
+@dataclass(frozen=True)
+class TransportConfig:
+    """Static settings of the distances: changing one compiles again.
+
+    Attributes:
+        power: ground cost |x - y|^power / power, 1 or 2, for both distances.
+        num_projections: directions of the sliced distance.
+        orthogonal: draw directions in orthonormal sets.
+        num_scales: annealing steps of the Sinkhorn divergence.
+        num_final: its steps at the target epsilon.
+        num_sweeps: its sweeps in each step.
+
+    Raises:
+        ValueError: power not 1 or 2, or a count below 1.
+    """
+
+    power: int = 2
+    num_projections: int = 100
+    orthogonal: bool = True
+    num_scales: int = 8
+    num_final: int = 2
+    num_sweeps: int = 8
+
+    def __post_init__(self) -> None:
+        """Check every setting."""
+        check_power(self.power)
+        for name in ("num_projections", "num_scales", "num_final", "num_sweeps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+
+class TransportMix(NamedTuple):
+    """How much of each distance enters the cost; either may be a traced value.
+
+    Attributes:
+        sliced: factor of the sliced Wasserstein distance, >= 0.
+        sinkhorn: factor of the Sinkhorn divergence, >= 0.
+    """
+
+    sliced: Float[Array, ""] | float = 1.0
+    sinkhorn: Float[Array, ""] | float = 0.0
+
+
+class TransportTerms(NamedTuple):
+    """The distances themselves, before mixing; zero where a factor of zero skipped one."""
+
+    sliced: Float[Array, ""]
+    sinkhorn: Float[Array, ""]
+
+
+def transport_cost(
+    key: Key[Array, ""],
+    x: Float[Array, "sample_x dim"],
+    y: Float[Array, "sample_y dim"],
+    *,
+    blur: Float[Array, ""] | float,
+    mix: TransportMix = TransportMix(),  # noqa: B008 (an immutable tuple)
+    config: TransportConfig = TransportConfig(),
+    weights_x: Float[Array, " sample_x"] | None = None,
+    weights_y: Float[Array, " sample_y"] | None = None,
+) -> tuple[Float[Array, ""], TransportTerms]:
+    """The mixed distance between model and data clouds, the loss of population training.
+
+    A factor of exactly zero skips that distance: at compile time if it is a Python number, at run time (`lax.cond`) if
+    it is traced. Under `vmap` over ensemble members this still holds, provided the factors are not mapped over. So one
+    compiled epoch serves a schedule that begins sliced and ends with Sinkhorn.
+
+    Args:
+        key: random key for the directions.
+        x: model points, standardised.
+        y: data points, standardised alike.
+        blur: Sinkhorn's blur > 0, in the units of the points; may be traced; unused where its factor is zero.
+        mix: factors of the two distances.
+        config: static settings.
+        weights_x: masses of the model points, such as detection probabilities; None for equal masses.
+        weights_y: masses of the data points.
+
+    Returns:
+        mix.sliced * sliced + mix.sinkhorn * sinkhorn, and the two terms (`jax.value_and_grad(..., has_aux=True)`).
+
+    Raises:
+        ValueError: as the distances; or, outside traced code, a factor that is negative or both zero.
+    """
+    x, y = as_clouds(x, y)
+    check_blur(blur)
+    _check_mix(mix)
+
+    def sliced() -> Float[Array, ""]:
+        return sliced_wasserstein(
+            key,
+            x,
+            y,
+            num_projections=config.num_projections,
+            weights_x=weights_x,
+            weights_y=weights_y,
+            power=config.power,
+            orthogonal=config.orthogonal,
+        )
+
+    def sinkhorn() -> Float[Array, ""]:
+        return sinkhorn_divergence(
+            x,
+            y,
+            blur,
+            weights_x=weights_x,
+            weights_y=weights_y,
+            power=config.power,
+            num_scales=config.num_scales,
+            num_final=config.num_final,
+            num_sweeps=config.num_sweeps,
+        )
+
+    zero = jnp.zeros((), x.dtype)
+    terms = TransportTerms(_unless_zero(mix.sliced, sliced, zero), _unless_zero(mix.sinkhorn, sinkhorn, zero))
+    factors = (jnp.asarray(factor, x.dtype) for factor in mix)
+    return sum((factor * term for factor, term in zip(factors, terms, strict=True)), zero), terms
+
+
+def _is_traced(value: object) -> bool:
+    return isinstance(value, jax.core.Tracer)
+
+
+def _check_mix(mix: TransportMix) -> None:
+    if any(not _is_traced(factor) and not factor >= 0 for factor in mix):
+        raise ValueError(f"factors of a mixture must not be negative, got {mix}")
+    if all(not _is_traced(factor) and factor == 0 for factor in mix):
+        raise ValueError("a mixture needs a factor above zero")
+
+
+def _unless_zero(
+    factor: Float[Array, ""] | float, term: Callable[[], Float[Array, ""]], zero: Float[Array, ""]
+) -> Float[Array, ""]:
+    if not _is_traced(factor):
+        return term() if factor > 0 else zero
+    return lax.cond(factor != 0, term, lambda: zero)
