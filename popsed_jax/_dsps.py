@@ -1,14 +1,14 @@
 """The one place that imports DSPS.
 
-Importing DSPS switches JAX's global ``jax_enable_x64`` on. A library that changes the precision of everybody's arrays as a
-side effect of ``import`` is a bad neighbour, so the flag is put back to what the user had. In float32 everything taken
-from DSPS here was measured to be safe (dust curves, metallicity weights); its age weights are not (differences of
+Importing DSPS switches JAX's global ``jax_enable_x64`` on. A library that changes the precision of everybody's arrays
+as a side effect of ``import`` is a bad neighbour, so the flag is put back to what the user had. In float32 everything
+taken from DSPS here was measured to be safe (dust curves, metallicity weights); its age weights are not (differences of
 cumulative mass cancel) and are not used.
 """
 
 import jax
 
-_x64_before = jax.config.jax_enable_x64
+_x64_before = jax.config.read("jax_enable_x64")
 try:
     from dsps.cosmology import flat_wcdm
     from dsps.data_loaders.load_ssp_data import load_ssp_templates

@@ -237,8 +237,8 @@ def build_catalog(
 def read_catalog(config: CatalogConfig, base: str | os.PathLike[str] | None = None) -> Catalog:
     """Read a catalogue, correct it to AB outside the Galaxy, and leave out the rows that cannot be used.
 
-    A row is left out when any band lacks a finite flux, a finite positive error or (where asked for) an extinction, when
-    a magnitude is impossible, or when the row repeats an earlier one in every column; all are counted in `drops`.
+    A row is left out when any band lacks a finite flux, a finite positive error or (where asked for) an extinction,
+    when a magnitude is impossible, or when the row repeats an earlier one in every column; all are counted in `drops`.
     Negative fluxes are ordinary and stay. A redshift that is missing or impossible becomes NaN and its galaxy stays.
 
     Args:

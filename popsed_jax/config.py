@@ -12,7 +12,7 @@ from popsed_jax.population.fit import FitConfig
 from popsed_jax.population.mock import MockConfig
 from popsed_jax.population.reference import ReferenceConfig
 from popsed_jax.population.schedules import AnnealConfig
-from popsed_jax.settings import from_mapping, load_toml
+from popsed_jax.settings import from_mapping, load_toml, to_mapping
 from popsed_jax.sps.galaxy import ModelConfig
 from popsed_jax.transport import TransportConfig
 
@@ -53,15 +53,15 @@ class RunConfig:
     """
 
     catalog: CatalogConfig
-    selection: SelectionConfig = SelectionConfig()
-    noise: NoiseConfig = NoiseConfig()
+    selection: SelectionConfig = dataclasses.field(default_factory=SelectionConfig)
+    noise: NoiseConfig = dataclasses.field(default_factory=NoiseConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     parameters: dict[str, Bounds] = dataclasses.field(default_factory=dict)
     reference: ReferenceConfig = dataclasses.field(default_factory=ReferenceConfig)
-    flow: FlowConfig = FlowConfig()
-    fit: FitConfig = FitConfig()
-    anneal: AnnealConfig = AnnealConfig()
-    transport: TransportConfig = TransportConfig()
+    flow: FlowConfig = dataclasses.field(default_factory=FlowConfig)
+    fit: FitConfig = dataclasses.field(default_factory=FitConfig)
+    anneal: AnnealConfig = dataclasses.field(default_factory=AnnealConfig)
+    transport: TransportConfig = dataclasses.field(default_factory=TransportConfig)
     mock: MockConfig = dataclasses.field(default_factory=MockConfig)
 
 
@@ -73,9 +73,7 @@ def default_config() -> RunConfig:
     detected by 2MASS, whose extended-source counts in this catalogue fall to half at Ks = 14.1 (Vega), 15.95 (AB). Both
     figures come from the catalogue's photometry.
     """
-    selection = SelectionConfig(
-        (MagnitudeLimit("sdss_r0", 17.70, 0.10), MagnitudeLimit("twomass_Ks", 15.95, 0.20))
-    )
+    selection = SelectionConfig((MagnitudeLimit("sdss_r0", 17.70, 0.10), MagnitudeLimit("twomass_Ks", 15.95, 0.20)))
     return RunConfig(catalog=embedded_catalog_config(), selection=selection)
 
 
@@ -102,8 +100,7 @@ def load_config(path: Path | str) -> RunConfig:
         FileNotFoundError: no such file.
     """
     mapping = load_toml(Path(path))
+    default = to_mapping(default_config())
     if "catalog" not in mapping:
-        default = default_config()
-        given = from_mapping(RunConfig, {**mapping, "catalog": {**_embedded_mapping()}})
-        return dataclasses.replace(given, catalog=default.catalog, selection=given.selection if "selection" in mapping else default.selection)
+        mapping = {"catalog": default["catalog"], "selection": default["selection"], **mapping}
     return from_mapping(RunConfig, mapping)

@@ -1,8 +1,8 @@
 """Distances and ages in a flat LCDM universe.
 
-DSPS integrates its distances with 256 trapezoid steps for every galaxy and filter. In flat LCDM the age has a closed form and
-a 16-point Gauss-Legendre rule gives the distance to float32 precision, so these are used in traced code; they are tested
-against `dsps.cosmology.flat_wcdm` and astropy.
+DSPS integrates its distances with 256 trapezoid steps for every galaxy and filter. In flat LCDM the age has a closed
+form and a 16-point Gauss-Legendre rule gives the distance to float32 precision, so these are used in traced code; they
+are tested against `dsps.cosmology.flat_wcdm` and astropy.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Cosmology:
     omega_matter: float = 0.3
 
     def __post_init__(self) -> None:
+        """Refuse impossible values."""
         if not 20.0 < self.hubble < 200.0:
             raise ValueError(f"cosmology: hubble = {self.hubble} km/s/Mpc is not between 20 and 200")
         if not 0.0 < self.omega_matter < 1.0:

@@ -24,8 +24,9 @@ class Parameter:
         unit: astropy-readable unit, empty when dimensionless.
         label: LaTeX for figures.
         description: one line for the files' headers.
-        power: a standard normal u becomes ``low + (high - low) * Phi(u)**(1/power)``, i.e. a Beta(power, 1) variate between the
-            bounds. 1 is uniform; the stick-breaking variables of a flat Dirichlet over four weights have 3, 2 and 1.
+        power: a standard normal u becomes ``low + (high - low) * Phi(u)**(1/power)``, i.e. a Beta(power, 1) variate
+            between the bounds. 1 is uniform; the stick-breaking variables of a flat Dirichlet over four weights have
+            3, 2 and 1.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Parameter:
     power: float = 1.0
 
     def __post_init__(self) -> None:
+        """Refuse impossible values."""
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise ValueError(f"parameter {self.name!r}: low = {self.low} must be finite and below high = {self.high}")
         if self.power <= 0:
@@ -50,6 +52,7 @@ class ParameterSpace:
     parameters: tuple[Parameter, ...]
 
     def __post_init__(self) -> None:
+        """Refuse repeated names."""
         repeated = {p.name for p in self.parameters if self.names.count(p.name) > 1}
         if repeated:
             raise ValueError(f"parameters given twice: {', '.join(sorted(repeated))}")
@@ -60,9 +63,11 @@ class ParameterSpace:
         return tuple(p.name for p in self.parameters)
 
     def __len__(self) -> int:
+        """Number of parameters."""
         return len(self.parameters)
 
     def __getitem__(self, name: str) -> Parameter:
+        """The parameter of that name."""
         return self.parameters[self.index(name)]
 
     def index(self, name: str) -> int:
@@ -78,12 +83,12 @@ class ParameterSpace:
         """The same space with other bounds for some parameters."""
         for name in bounds:
             self.index(name)
-        return ParameterSpace(
-            tuple(
-                dataclasses.replace(p, low=float(bounds[p.name][0]), high=float(bounds[p.name][1])) if p.name in bounds else p
-                for p in self.parameters
-            )
-        )
+
+        def bounded(parameter: Parameter) -> Parameter:
+            low, high = bounds.get(parameter.name, (parameter.low, parameter.high))
+            return dataclasses.replace(parameter, low=float(low), high=float(high))
+
+        return ParameterSpace(tuple(bounded(parameter) for parameter in self.parameters))
 
     def unpack(self, theta: Float[Array, " dim"]) -> dict[str, Float[Array, ""]]:
         """Split one galaxy's vector into scalars by name."""

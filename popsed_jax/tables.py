@@ -16,7 +16,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 import numpy as np
@@ -214,7 +214,7 @@ def _read_fits(path: Path, hdu: str) -> Table:
     return _native(table)
 
 
-def _unzipped(raw: BinaryIO) -> BinaryIO:
+def _unzipped(raw: io.BufferedIOBase) -> io.BufferedIOBase:
     """The file itself, or the contents of a gzipped one, complete or not at all."""
     if raw.read(2) == _GZIP_MAGIC:
         raw.seek(0)
@@ -256,6 +256,8 @@ def _read_hdf5(path: Path, hdu: str) -> Table:
         item = file[names[0]]
         if isinstance(item, h5py.Group):
             return _columns_of_group(item)
+        if not item.dtype.names:
+            raise TableError(f"{path}: {names[0]} is one array, not a table of named columns")
     return Table.read(path, format="hdf5", path=names[0], character_as_bytes=False)
 
 

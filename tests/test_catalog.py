@@ -306,8 +306,10 @@ def test_one_of_several_tables(tmp_path):
         read_table(tmp_path / "t.h5")
     with pytest.raises(TableError, match="holds no table 'd'; set hdu to one of: a, b"):
         read_table(tmp_path / "t.h5", "d")
-    with pytest.raises(TableError, match="does not hold columns of one length"):
+    with pytest.raises(TableError, match="c is one array, not a table of named columns"):
         read_table(tmp_path / "t.h5", "c")
+    with pytest.raises(TableError, match="does not hold columns of one length"):
+        read_table(tmp_path / "t.h5", "/")
 
 
 def test_every_suffix_is_known():

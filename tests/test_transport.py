@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from beartype import beartype
 from jax import lax
-from jaxtyping import jaxtyped
+from jaxtyping import config as jaxtyping_config
 
 from popsed_jax.transport import (
     TransportConfig,
@@ -57,6 +56,8 @@ DISTANCES = [
     for power in (1, 2)
 ]
 each_distance = pytest.mark.parametrize("distance", DISTANCES, ids=lambda distance: distance.name)
+# For what does not depend on the ground cost: compiling is most of the time here.
+each_kind = pytest.mark.parametrize("distance", DISTANCES[1::2], ids=lambda distance: distance.name)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,7 @@ def test_different_clouds_are_above_zero_and_symmetric(distance, key, clouds, ma
     (x, y), (a, b) = clouds, masses
     there, back = distance.evaluate(key, x, y, a, b), distance.evaluate(key, y, x, b, a)
     assert there > 0.01
+    assert there.dtype == jnp.float32
     np.testing.assert_allclose(there, back, rtol=2e-5)
 
 
@@ -112,18 +114,20 @@ def test_moving_both_clouds_changes_nothing(distance, key, clouds):
 
 
 @each_distance
-def test_scaling_a_shift(distance, key, clouds):
-    """A shift of a cloud costs |s|^p / p in all, in the mean over directions its share along them."""
+def test_a_shift_costs_its_length(distance, key, clouds):
+    """|s|^p / p; for the sliced distance in the mean over directions; debiasing is exact for p = 2."""
     x, _ = clouds
-    shift = jnp.array([0.9, -0.4, 0.2])
-    if distance.name.startswith("sinkhorn"):
-        expected = 0.5 * np.sum(np.square(shift))
-        if distance.power == 1:
-            pytest.skip("debiasing is exact for shifts only with the squared cost")
+    shift = np.array([0.9, -0.4, 0.2], np.float32)
+    along = shift[None]
+    if distance.name.startswith("sliced"):
+        along = np.asarray(sample_directions(key, DIM, 30)) * shift
+        along = along.sum(axis=1, keepdims=True)
+    expected = np.mean(np.linalg.norm(along, axis=1) ** distance.power) / distance.power
+    value = distance.evaluate(key, x + shift, x)
+    if distance.name == "sinkhorn-1":
+        assert 0.5 * expected < value < expected
     else:
-        along = np.asarray(sample_directions(key, DIM, 30) @ shift)
-        expected = np.mean(np.abs(along) ** distance.power) / distance.power
-    np.testing.assert_allclose(distance.evaluate(key, x + shift, x), expected, rtol=2e-3)
+        np.testing.assert_allclose(value, expected, rtol=2e-3)
 
 
 @each_distance
@@ -137,34 +141,35 @@ def test_order_of_rows_does_not_matter(distance, key, clouds, masses):
 
 @each_distance
 def test_integer_weights_are_repeated_points(distance, key, clouds):
-    x, y = clouds[0][:20], clouds[1]
-    counts = np.random.default_rng(1).integers(0, 4, size=20)
+    x, y = clouds
+    counts = np.random.default_rng(1).multinomial(NUM, np.full(NUM, 1 / NUM))
+    repeated = jnp.asarray(np.repeat(x, counts, axis=0))
     np.testing.assert_allclose(
-        distance.evaluate(key, x, y, jnp.asarray(counts), None),
-        distance.evaluate(key, jnp.repeat(x, counts, axis=0), y),
+        distance.evaluate(key, x, y, jnp.asarray(counts, jnp.float32), jnp.ones(NUM)),
+        distance.evaluate(key, repeated, y),
         rtol=2e-4,
     )
 
 
 @each_distance
 def test_equal_weights_are_no_weights(distance, key, clouds):
-    x, y = clouds[0], clouds[1][:41]
-    a, b = jnp.full(NUM, 3.0), jnp.full(41, 0.2)
+    x, y = clouds
+    a, b = np.full(NUM, 3.0, np.float32), np.full(NUM, 0.2, np.float32)
     np.testing.assert_allclose(distance.evaluate(key, x, y, a, b), distance.evaluate(key, x, y), rtol=1e-4)
 
 
-@each_distance
+@each_kind
 def test_samples_of_one_population_approach(distance, key):
     rng = np.random.default_rng(5)
     draw = lambda num: jnp.asarray(rng.normal(size=(4, 2, num, DIM)), jnp.float32)  # noqa: E731
     few, many = (
         np.mean([distance.evaluate(key, *pair) for pair in draw(num)])  #
-        for num in (30, 480)
+        for num in (NUM, 480)
     )
-    assert many < 0.6 * few
+    assert many < 0.7 * few
 
 
-@each_distance
+@each_kind
 def test_vmap_is_a_loop(distance, key, clouds):
     x, y = clouds
     members = jnp.stack([x, x + 0.5, 2.0 * x])
@@ -179,7 +184,7 @@ def test_gradients_match_finite_differences(distance, clouds, masses):
     """In float64, in both clouds and both weights; Sinkhorn iterated to convergence, as the envelope theorem asks."""
     with jax.enable_x64(True):
         key = jax.random.key(0)
-        x, y, a, b = (jnp.asarray(np.asarray(v, np.float64)) for v in (*(c[:10] for c in clouds), *masses))
+        x, y, a, b = (np.asarray(v, np.float64) for v in (*(cloud[:10] for cloud in clouds), *masses))
         y, a, b = y[:8], a[-10:], b[:8]
         if distance.name.startswith("sliced"):
             evaluate = lambda x, y, a, b: sliced_wasserstein(  # noqa: E731
@@ -191,7 +196,7 @@ def test_gradients_match_finite_differences(distance, clouds, masses):
             )
         evaluate = jax.jit(evaluate)
         point = (x, y, a, b)
-        gradients = jax.grad(evaluate, argnums=(0, 1, 2, 3))(*point)
+        gradients = jax.jit(jax.grad(evaluate, argnums=(0, 1, 2, 3)))(*point)
         rng = np.random.default_rng(2)
         for index, gradient in enumerate(gradients):
             direction = rng.normal(size=gradient.shape)
@@ -199,29 +204,26 @@ def test_gradients_match_finite_differences(distance, clouds, masses):
                 evaluate(*(v + sign * 1e-6 * direction if i == index else v for i, v in enumerate(point)))
                 for sign in (1, -1)
             ]
-            np.testing.assert_allclose(np.sum(gradient * direction), (ends[0] - ends[1]) / 2e-6, rtol=1e-4, atol=1e-8)
+            np.testing.assert_allclose(
+                np.sum(np.asarray(gradient) * direction), (ends[0] - ends[1]) / 2e-6, rtol=1e-4, atol=1e-8
+            )
 
 
 @each_distance
 def test_gradient_is_finite_where_points_coincide(distance, key, clouds):
     x, y = clouds
     touching = x.at[:20].set(y[:20]).at[30:40].set(x[30])
-    value, gradient = jax.value_and_grad(distance.evaluate, argnums=1)(key, touching, y)
-    assert jnp.isfinite(value)
-    assert jnp.all(jnp.isfinite(gradient))
-    assert jnp.all(jnp.isfinite(jax.grad(distance.evaluate, argnums=1)(key, x, x)))
+    differentiate = jax.jit(jax.value_and_grad(distance.evaluate, argnums=1))
+    for other in (y, touching):
+        value, gradient = differentiate(key, touching, other)
+        assert jnp.isfinite(value)
+        assert jnp.all(jnp.isfinite(gradient))
 
 
 @each_distance
-def test_shapes_are_as_annotated(distance, key, clouds, masses):
-    typed = partial(jaxtyped, typechecker=beartype)
-    (x, y), (a, b) = clouds, masses
-    if distance.name.startswith("sliced"):
-        value = typed(sliced_wasserstein)(key, x, y[:9], weights_x=a, weights_y=b[:9], power=distance.power)
-    else:
-        value = typed(sinkhorn_divergence)(x, y[:9], 0.5, weights_x=a, weights_y=b[:9], power=distance.power)
-    assert value.shape == ()
-    assert value.dtype == jnp.float32
+def test_not_a_number_is_not_hidden(distance, key, clouds):
+    x, y = clouds
+    assert jnp.isnan(distance.evaluate(key, x.at[3, 1].set(jnp.nan), y))
 
 
 # ---- Sinkhorn: other packages, closed forms, robustness ----
@@ -232,7 +234,8 @@ def test_small_blur_is_exact_transport(clouds, power):
     x, y = clouds[0][:30], clouds[1][:24]
     exact = ot.emd2(np.full(30, 1 / 30), np.full(24, 1 / 24), ground_cost(x, y, power))
     blur = 0.05 if power == 2 else 0.004
-    value = sinkhorn_divergence(x, y, blur, power=power, num_scales=16, num_final=20, num_sweeps=60)
+    evaluate = partial(sinkhorn_divergence, power=power, num_scales=16, num_final=20, num_sweeps=60)
+    value = jax.jit(evaluate)(x, y, blur)
     np.testing.assert_allclose(value, exact, rtol=0.01)
 
 
@@ -249,9 +252,8 @@ def test_sinkhorn_matches_pot_with_weights(clouds, masses, power):
         return np.sum(plan * cost) + blur**power * np.sum(plan * np.log(np.maximum(plan, 1e-300) / np.outer(a, b)))
 
     expected = regularised(0, 1) - 0.5 * regularised(0, 0) - 0.5 * regularised(1, 1)
-    value = sinkhorn_divergence(
-        *clouds, blur, weights_x=masses[0], weights_y=masses[1], power=power, num_sweeps=20, num_final=5
-    )
+    evaluate = jax.jit(partial(sinkhorn_divergence, power=power, num_sweeps=20, num_final=5))
+    value = evaluate(*clouds, blur, weights_x=masses[0], weights_y=masses[1])
     np.testing.assert_allclose(value, expected, rtol=1e-4)
 
 
@@ -271,7 +273,8 @@ def test_annealed_agrees_with_ott(clouds, masses, power):
     ((ours, info), ours_grad), ((theirs, their_info), their_grad) = results
     assert info.converged
     assert their_info.converged
-    assert their_info.num_iterations > 50
+    assert their_info.num_iterations >= 50
+    assert their_info.marginal_error <= 1e-4
     np.testing.assert_allclose(ours, theirs, rtol=1e-3)
     np.testing.assert_allclose(ours_grad[0], their_grad[0], atol=3e-4)
     np.testing.assert_allclose(ours_grad[1], their_grad[1], atol=3e-4)
@@ -279,12 +282,13 @@ def test_annealed_agrees_with_ott(clouds, masses, power):
 
 def test_failure_to_converge_is_told(clouds):
     x, y = clouds
-    value, info = sinkhorn_divergence_info(x, y, 0.02, method="ott", max_iterations=60)
+    solve = jax.jit(sinkhorn_divergence_info, static_argnames=("method", "max_iterations", "num_sweeps"))
+    value, info = solve(x, y, 0.02, method="ott", max_iterations=60)
     assert not info.converged
     assert info.marginal_error > 0.01
     assert jnp.isfinite(value)
-    _, rough = sinkhorn_divergence_info(x, y, 0.05, num_scales=2, num_final=1, num_sweeps=1)
-    _, good = sinkhorn_divergence_info(x, y, 0.4, num_sweeps=30, num_final=5)
+    _, rough = solve(x, y, 0.02, num_sweeps=1)
+    _, good = solve(x, y, 3.0, num_sweeps=1)
     assert rough.marginal_error > 0.1
     assert not rough.converged
     assert good.converged
@@ -311,7 +315,7 @@ def test_sinkhorn_between_gaussians(blur):
     grid = np.stack(np.meshgrid(nodes, nodes), axis=-1).reshape(-1, 2)
     weights = jnp.asarray(np.outer(node_weights, node_weights).ravel(), jnp.float32)
     mean, root_a, root_b = np.array([0.5, -0.3]), np.array([[1.0, 0.0], [0.6, 0.8]]), np.diag([0.7, 1.3])
-    value = sinkhorn_divergence(
+    value = jax.jit(sinkhorn_divergence)(
         jnp.asarray(grid @ root_a.T + mean, jnp.float32),
         jnp.asarray(grid @ root_b.T, jnp.float32),
         blur,
@@ -324,10 +328,12 @@ def test_sinkhorn_between_gaussians(blur):
 def test_large_blur_sees_means_or_energy(clouds):
     """Feydy+19, theorem 1: an infinite blur leaves c(x, y) - c(x, x') / 2 - c(y, y') / 2 in the mean."""
     x, y = clouds
-    for power, blur in ((2, 100.0), (1, 1000.0)):
+    for power, blur in ((2, 1e3), (1, 1e5)):
         between, within_x, within_y = (ground_cost(u, v, power).mean() for u, v in ((x, y), (x, x), (y, y)))
-        value = sinkhorn_divergence(x, y, blur, power=power)
-        np.testing.assert_allclose(value, between - 0.5 * within_x - 0.5 * within_y, rtol=2e-3)
+        with jax.enable_x64(True):  # the difference of terms as large as epsilon
+            pair = (jnp.asarray(np.asarray(cloud, np.float64)) for cloud in clouds)
+            value = jax.jit(partial(sinkhorn_divergence, power=power))(*pair, blur)
+        np.testing.assert_allclose(value, between - 0.5 * within_x - 0.5 * within_y, rtol=1e-4)
 
 
 @pytest.mark.parametrize("power", [1, 2])
@@ -335,8 +341,8 @@ def test_outliers_and_tiny_weights_stay_finite(clouds, power):
     x, y = clouds
     x = x.at[0].set(300.0)
     a = jnp.ones(NUM).at[1:].set(jnp.logspace(0, -12, NUM - 1))
-    evaluate = partial(sinkhorn_divergence, blur=0.05, power=power)
-    value, gradient = jax.value_and_grad(lambda x: evaluate(x, y, weights_x=a))(x)
+    evaluate = jax.jit(jax.value_and_grad(partial(sinkhorn_divergence, blur=0.05, power=power)))
+    value, gradient = evaluate(x, y, weights_x=a)
     assert jnp.isfinite(value)
     assert jnp.all(jnp.isfinite(gradient))
     assert value > ground_cost(x[:1], y, power).min() * a[0] / a.sum() * 0.9
@@ -368,7 +374,7 @@ def test_sliced_matches_pot(clouds, masses, power, weighted):
     expected = ot.sliced_wasserstein_distance(
         np.asarray(x, float), np.asarray(y, float), *pot_weights, projections=np.asarray(directions.T, float), p=power
     )
-    value = projected_wasserstein(directions, x, y, weights_x=a, weights_y=b, power=power)
+    value = jax.jit(partial(projected_wasserstein, power=power))(directions, x, y, weights_x=a, weights_y=b)
     np.testing.assert_allclose(value, expected**power / power, rtol=2e-4)
 
 
@@ -376,20 +382,23 @@ def test_sliced_is_exact_in_one_dimension():
     """Gaussian quantiles: W2^2 = (difference of means)^2 + (difference of widths)^2."""
     normal = np.sort(np.random.default_rng(0).normal(size=(4001, 1)), axis=0)
     normal = jnp.asarray((normal - normal.mean()) / normal.std(), jnp.float32)
-    value = sliced_wasserstein(jax.random.key(0), 2.0 * normal + 1.0, 0.5 * normal, num_projections=1)
+    evaluate = jax.jit(partial(sliced_wasserstein, num_projections=1))
+    value = evaluate(jax.random.key(0), 2.0 * normal + 1.0, 0.5 * normal)
     np.testing.assert_allclose(value, 0.5 * (1.0 + 1.5**2), rtol=1e-4)
 
 
 def test_shift_is_measured_without_noise_by_orthonormal_sets(clouds):
     x, _ = clouds
     shift = jnp.array([1.0, 2.0, -0.5])
-    value = sliced_wasserstein(jax.random.key(5), x + shift, x, num_projections=2 * DIM)
-    np.testing.assert_allclose(value, 0.5 * np.sum(np.square(shift)) / DIM, rtol=1e-4)
+    evaluate = jax.jit(partial(sliced_wasserstein, num_projections=2 * DIM))
+    np.testing.assert_allclose(
+        evaluate(jax.random.key(5), x + shift, x), 0.5 * np.sum(np.square(shift)) / DIM, rtol=1e-4
+    )
 
 
 def test_directions_are_unit_and_new_for_each_key():
     for orthogonal in (True, False):
-        draw = partial(sample_directions, dim=4, num_projections=10, orthogonal=orthogonal)
+        draw = jax.jit(partial(sample_directions, dim=4, num_projections=10, orthogonal=orthogonal))
         first, again, other = draw(jax.random.key(0)), draw(jax.random.key(0)), draw(jax.random.key(1))
         assert first.shape == (10, 4)
         np.testing.assert_allclose(jnp.linalg.norm(first, axis=1), 1.0, rtol=1e-5)
@@ -404,16 +413,9 @@ def test_sorting_is_fine_at_any_size(num):
     """1000 points take the packed integers, 20,000 the float argsort; outliers stretch the former's range."""
     rng = np.random.default_rng(num)
     x, y = (rng.standard_t(2, size=(num, 1)).astype(np.float32) for _ in range(2))
-    value = projected_wasserstein(jnp.ones((1, 1)), jnp.asarray(x), jnp.asarray(y))
+    value = jax.jit(projected_wasserstein)(jnp.ones((1, 1)), jnp.asarray(x), jnp.asarray(y))
     expected = 0.5 * np.mean(np.square(np.sort(x, axis=0).astype(float) - np.sort(y, axis=0)))
     np.testing.assert_allclose(value, expected, rtol=1e-4)
-
-
-def test_not_a_number_is_not_hidden(clouds):
-    x, y = clouds
-    broken = x.at[3, 1].set(jnp.nan)
-    assert jnp.isnan(sliced_wasserstein(jax.random.key(0), broken, y))
-    assert jnp.isnan(sinkhorn_divergence(broken, y, 0.5))
 
 
 # ---- the mixture ----
@@ -423,14 +425,17 @@ CONFIG = TransportConfig(num_projections=9, num_scales=4, num_final=1, num_sweep
 
 def test_mixture_is_the_sum_of_its_parts(key, clouds, masses):
     (x, y), (a, b) = clouds, masses
-    evaluate = partial(transport_cost, key, x, y, blur=0.4, config=CONFIG, weights_x=a, weights_y=b)
+
+    @partial(jax.jit, static_argnames="mix")
+    def evaluate(mix):
+        return transport_cost(key, x, y, blur=0.4, mix=mix, config=CONFIG, weights_x=a, weights_y=b)
+
     cost, terms = evaluate(mix=TransportMix(2.0, 0.5))
     np.testing.assert_allclose(cost, 2.0 * terms.sliced + 0.5 * terms.sinkhorn, rtol=1e-6)
-    np.testing.assert_allclose(
-        terms.sliced, sliced_wasserstein(key, x, y, num_projections=9, weights_x=a, weights_y=b), rtol=1e-5
-    )
-    assert evaluate(mix=TransportMix(1.0, 0.0))[1].sinkhorn == 0
-    assert evaluate(mix=TransportMix(0.0, 1.0))[1].sliced == 0
+    sliced_only, sinkhorn_only = evaluate(mix=TransportMix(1.0, 0.0)), evaluate(mix=TransportMix(0.0, 1.0))
+    assert sliced_only[1].sinkhorn == 0
+    assert sinkhorn_only[1].sliced == 0
+    np.testing.assert_allclose((sliced_only[0], sinkhorn_only[0]), terms, rtol=1e-5)
 
 
 def test_one_compiled_epoch_serves_every_phase(clouds):
@@ -448,18 +453,18 @@ def test_one_compiled_epoch_serves_every_phase(clouds):
             loss = lambda key, x: transport_cost(key, x, y, blur=blur, mix=mix, config=CONFIG)  # noqa: E731
             keys = jax.random.split(key, len(members))
             (cost, terms), gradient = jax.vmap(jax.value_and_grad(loss, argnums=1, has_aux=True))(keys, members)
-            return members - 10.0 * gradient, (cost, terms)
+            return members - NUM * gradient, (cost, terms)
 
         return lax.scan(step, members, (jax.random.split(key, len(blurs)), blurs, mixes))
 
-    one, zero = jnp.ones(3), jnp.zeros(3)
+    one, zero, blank = np.ones(3, np.float32), np.zeros(3, np.float32), np.full(3, np.nan, np.float32)
     # blur = NaN would poison value and gradient if the skipped divergence were evaluated and multiplied by zero.
-    moved, (cost, terms) = epoch(jax.random.key(0), members, jnp.full(3, jnp.nan), TransportMix(one, zero))
+    moved, (cost, terms) = epoch(jax.random.key(0), members, blank, TransportMix(one, zero))
     assert jnp.all(jnp.isfinite(moved))
     assert jnp.all(terms.sinkhorn == 0)
-    assert jnp.all(cost[-1] < cost[0])
+    assert jnp.mean(cost[-1]) < jnp.mean(cost[0])
     for mix in (TransportMix(one, one), TransportMix(zero, one)):
-        moved, (cost, terms) = epoch(jax.random.key(1), members, jnp.array([0.8, 0.6, 0.4]), mix)
+        moved, (cost, terms) = epoch(jax.random.key(1), members, np.array([0.8, 0.6, 0.4], np.float32), mix)
         assert jnp.all(jnp.isfinite(moved))
         assert jnp.all(terms.sinkhorn > 0)
     assert jnp.all(terms.sliced == 0)
@@ -479,6 +484,15 @@ def test_skipped_part_is_a_branch_under_vmap(clouds):
 
 
 # ---- errors ----
+
+
+@pytest.fixture
+def unchecked():
+    """As users run it: without the tests' checks of every annotation, which would speak first."""
+    before = jaxtyping_config.jaxtyping_disable
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", before)
 
 
 @pytest.mark.parametrize(
@@ -505,6 +519,7 @@ def test_skipped_part_is_a_branch_under_vmap(clouds):
         (lambda x, y: TransportConfig(num_scales=0), "num_scales must be >= 1"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_errors_name_what_is_wrong(clouds, call, message):
     with pytest.raises(ValueError, match=message):
         call(*clouds)

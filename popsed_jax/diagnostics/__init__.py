@@ -1,0 +1,1 @@
+"""Can what was inferred be believed?"""

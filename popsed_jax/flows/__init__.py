@@ -1,0 +1,1 @@
+"""Densities: normalizing flows."""

@@ -1,18 +1,18 @@
 """Neural spline flow: a density with exact log_prob and one-pass sampling. (Durkan+19, arXiv:1906.04032)
 
-The splines are distrax's, the conditioners flax's. The speed comes from how they are put together: half-split coupling, so
-that no spline is computed for a dimension that only conditions, and layers stacked for one `lax.scan`.
+The splines are distrax's, the conditioners flax's. The speed comes from how they are put together: half-split coupling,
+so that no spline is computed for a dimension that only conditions, and layers stacked for one `lax.scan`.
 
     x ~ N(0, 1)  ->  coupling layers  ->  affine  ->  u
 
-The affine map (mean and Cholesky factor of what the flow is to describe first) is fixed, so that the splines start where
-the samples are.
+The affine map (mean and Cholesky factor of what the flow is to describe first) is fixed, so that the splines start
+where the samples are.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import distrax
 import flax.linen as nn
@@ -20,9 +20,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.stats import norm
+from jaxtyping import Array, Float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,7 @@ class FlowConfig:
     tail_bound: float = 5.0
 
     def __post_init__(self) -> None:
+        """Refuse impossible values."""
         if self.num_layers < 2 or self.num_layers % 2:
             raise ValueError(f"flow: num_layers = {self.num_layers} must be even and at least 2")
         for name in ("hidden", "num_blocks"):
@@ -56,7 +57,7 @@ class FlowConfig:
 
 
 class Conditioner(nn.Module):
-    """Residual network from the conditioning half to spline parameters; its last layer starts near zero (identity flow)."""
+    """Residual network from the conditioning half to spline parameters; starts near zero, the identity."""
 
     config: FlowConfig
     num_outputs: int
@@ -81,8 +82,8 @@ class SplineFlow:
     """
 
     layers: Any
-    mean: Float[Array, " dim"]
-    chol: Float[Array, "dim dim"]
+    mean: Float[Array, "*member dim"]
+    chol: Float[Array, "*member dim dim"]
     config: FlowConfig = flax.struct.field(pytree_node=False)
 
     @property
@@ -187,8 +188,7 @@ def _scan_layers(flow: SplineFlow, x: Array, *, inverse: bool) -> tuple[Array, A
         x, log_det = carry
         weights, order, restore = layer
         x = x[:, order]
-        raw = conditioner.apply(weights, x[:, :kept])
-        raw = raw.reshape(*raw.shape[:-1], -1, 3 * flow.config.num_bins + 1)
+        raw = cast(Array, conditioner.apply(weights, x[:, :kept])).reshape(len(x), -1, 3 * flow.config.num_bins + 1)
         spline = distrax.RationalQuadraticSpline(raw, -bound, bound, boundary_slopes="identity")
         moved, change = (spline.inverse_and_log_det if inverse else spline.forward_and_log_det)(x[:, kept:])
         x = jnp.concatenate([x[:, :kept], moved], axis=1)[:, restore]

@@ -1,0 +1,1 @@
+"""From a spectrum to what a survey records: filters, photometry, noise, selection."""

@@ -53,7 +53,8 @@ def load_filter(name: str) -> Filter:
         try:
             wave, trans = np.loadtxt(path, usecols=(0, 1), unpack=True, ndmin=2)
         except (ValueError, IndexError) as error:
-            raise ValueError(f"filter file {name}: not two columns of numbers (wavelength, transmission): {error}") from None
+            message = f"filter file {name}: not two columns of numbers (wavelength, transmission): {error}"
+            raise ValueError(message) from None
         return _trimmed(path.stem, wave, trans)
     near = difflib.get_close_matches(name, filter_names(), n=3, cutoff=0.5)
     hint = f"; the nearest are {', '.join(near)}" if near else ""

@@ -23,6 +23,8 @@ def asinh_mag(flux: Float[Array, "*batch band"], softening: Float[Array, " band"
     return -POGSON * (jnp.arcsinh(0.5 * flux / softening) + jnp.log(softening))
 
 
-def asinh_mag_inverse(mag: Float[Array, "*batch band"], softening: Float[Array, " band"]) -> Float[Array, "*batch band"]:
+def asinh_mag_inverse(
+    mag: Float[Array, "*batch band"], softening: Float[Array, " band"]
+) -> Float[Array, "*batch band"]:
     """Flux [maggies] of an asinh magnitude."""
     return 2.0 * softening * jnp.sinh(-mag / POGSON - jnp.log(softening))

@@ -1,4 +1,4 @@
-"""The survey's noise: sigma as a continuous function of flux, per band, with scatter, learned from the catalogue's errors."""
+"""The survey's noise: sigma as a continuous function of flux in each band, with scatter, learned from quoted errors."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class NoiseModel:
     Attributes:
         softening: flux scale of the asinh, about the noise of the faintest galaxies [maggies].
         knots: asinh(flux / 2 softening).
-        floor: scatter that the quoted errors leave out, as a fraction of the flux (calibration, template scatter); it is in the
-            noise but not in the quoted error.
+        floor: scatter that the quoted errors leave out, as a fraction of the flux (calibration, template scatter); it
+            is in the noise but not in the quoted error.
         log_sigma: median log10 of the error [maggies] at the knots.
         scatter: standard deviation of log10 sigma at the knots [dex].
     """
@@ -31,7 +31,9 @@ class NoiseModel:
     log_sigma: Float[Array, "band knot"]
     scatter: Float[Array, "band knot"]
 
-    def sigma(self, flux: Float[Array, "*batch band"], depth: Float[Array, "*batch band"]) -> Float[Array, "*batch band"]:
+    def sigma(
+        self, flux: Float[Array, "*batch band"], depth: Float[Array, "*batch band"]
+    ) -> Float[Array, "*batch band"]:
         """Error of a flux [maggies].
 
         Args:
@@ -47,8 +49,8 @@ class NoiseModel:
     ) -> tuple[Float[Array, "*batch band"], Float[Array, "*batch band"]]:
         """Noisy fluxes and the errors that the survey would quote [maggies].
 
-        The quoted error comes from the *observed* flux, as a survey's does; one from the true flux would tell the truth to
-        whatever is trained on it.
+        The quoted error comes from the *observed* flux, as a survey's does; one from the true flux would tell the truth
+        to whatever is trained on it.
 
         Args:
             noise_divisor: the injected noise is divided by this (noise anti-annealing); the quoted error is not.
@@ -62,7 +64,7 @@ class NoiseModel:
 
 
 def fit_noise_model(
-    flux: Float[Array, "galaxy band"], error: Float[Array, "galaxy band"], floor: float = 0.0
+    flux: Float[Array | np.ndarray, "galaxy band"], error: Float[Array | np.ndarray, "galaxy band"], floor: float = 0.0
 ) -> NoiseModel:
     """Learn the errors' run with flux, and their scatter, by kernel-weighted medians.
 
@@ -73,20 +75,23 @@ def fit_noise_model(
     Raises:
         ValueError: fewer than 20 galaxies, or errors that are not positive.
     """
-    flux, error = np.asarray(flux, float), np.asarray(error, float)
+    flux, error = np.asarray(flux, dtype=float), np.asarray(error, dtype=float)
     if len(flux) < _MIN_GALAXIES:
         raise ValueError(f"a noise model needs at least {_MIN_GALAXIES} galaxies, got {len(flux)}")
     if not np.all(error > 0):
         raise ValueError("a noise model needs positive errors in every band")
     softening = fit_softening(flux, error)
-    bands = [_fit_band(np.arcsinh(0.5 * flux[:, b] / softening[b]), np.log10(error[:, b])) for b in range(flux.shape[1])]
-    knots, log_sigma, scatter = (np.stack(part) for part in zip(*bands, strict=True))
-    floors = jnp.full(flux.shape[1], floor)
-    return NoiseModel(jnp.asarray(softening), floors, jnp.asarray(knots), jnp.asarray(log_sigma), jnp.asarray(scatter))
+    x, log_error = np.arcsinh(0.5 * flux / softening), np.log10(error)
+    bands = [_fit_band(x[:, band], log_error[:, band]) for band in range(flux.shape[1])]
+    knots, log_sigma, scatter = (jnp.asarray(np.stack(part)) for part in zip(*bands, strict=True))
+    return NoiseModel(jnp.asarray(softening), jnp.full(flux.shape[1], floor), knots, log_sigma, scatter)
 
 
-def fit_softening(flux: Float[Array, "galaxy band"], error: Float[Array, "galaxy band"]) -> np.ndarray:
+def fit_softening(
+    flux: Float[Array | np.ndarray, "galaxy band"], error: Float[Array | np.ndarray, "galaxy band"]
+) -> Float[np.ndarray, " band"]:
     """Median error of the faintest tenth in each band [maggies]; near the optimum of Lupton+99, sec. 3."""
+    flux, error = np.asarray(flux, dtype=float), np.asarray(error, dtype=float)
     faint = flux <= np.quantile(flux, 0.1, axis=0)
     return np.array([np.median(error[faint[:, b], b]) for b in range(flux.shape[1])])
 
@@ -96,11 +101,15 @@ def _fit_band(x: np.ndarray, log_error: np.ndarray) -> tuple[np.ndarray, np.ndar
     knots = np.quantile(x, np.linspace(0.005, 0.995, NUM_KNOTS))
     knots = np.maximum.accumulate(knots + np.arange(NUM_KNOTS) * 1e-6)  # strictly increasing, also for tied fluxes
     width = np.maximum(np.gradient(knots), 1e-3)
-    median, scatter = np.empty(NUM_KNOTS), np.empty(NUM_KNOTS)
-    order = np.argsort(log_error)
-    for i, (knot, h) in enumerate(zip(knots, width, strict=True)):
-        weight = np.exp(-0.5 * ((x[order] - knot) / h) ** 2)
-        cumulative = np.cumsum(weight) / weight.sum()
-        low, median[i], high = np.interp([0.1587, 0.5, 0.8413], cumulative, log_error[order])
-        scatter[i] = 0.5 * (high - low)
+    weight = np.exp(-0.5 * ((x - knots[:, None]) / width[:, None]) ** 2)
+    median, scatter = np.zeros(NUM_KNOTS), np.zeros(NUM_KNOTS)
+    # From the second pass on, the medians are those of the residuals: the run of the error with flux within a kernel would
+    # otherwise bias the medians and count as scatter.
+    for _ in range(4):
+        residual = log_error - np.interp(x, knots, median)
+        order = np.argsort(residual)
+        cumulative = np.cumsum(weight[:, order], axis=1)
+        cumulative /= cumulative[:, -1:]
+        low, middle, high = np.stack([np.interp([0.1587, 0.5, 0.8413], row, residual[order]) for row in cumulative]).T
+        median, scatter = median + middle, 0.5 * (high - low)
     return knots, median, scatter

@@ -1,14 +1,16 @@
 """Broad-band fluxes of one galaxy, from tables of what is linear in the templates.
 
-The flux through a filter is a sum over templates of (mass fraction) x (template through the filter, dimmed by dust). Dust is
-smooth in wavelength, so within a filter it is the polynomial through its values at a few Chebyshev nodes; the integral of
-(template x filter x Lagrange polynomial) does not depend on the galaxy and is tabulated in redshift. What is left for each
-galaxy is a small contraction. The full integral (`integrate_spectrum`) is the reference; tests hold the difference down.
+The flux through a filter is a sum over templates of (mass fraction) x (template through the filter, dimmed by dust).
+Dust is smooth in wavelength, so within a filter it is the polynomial through its values at a few Chebyshev nodes; the
+integral of (template x filter x Lagrange polynomial) does not depend on the galaxy and is tabulated in redshift. What
+is left for each galaxy is a small contraction. The full integral (`integrate_spectrum`) is the reference; tests hold
+the difference down.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import flax.struct
 import jax
@@ -20,7 +22,7 @@ from popsed_jax.observe.filters import Filter, load_filter
 from popsed_jax.sps.dust import transmission
 from popsed_jax.sps.galaxy import GalaxyModel
 
-# One Lsun/Hz at 10 pc, in units of the AB zero flux (3631 Jy): Lsun = 3.828e33 erg/s (IAU 2015 B3), 10 pc = 3.0857e19 cm.
+# One Lsun/Hz at 10 pc, in units of the AB zero flux (3631 Jy); Lsun = 3.828e33 erg/s (IAU 2015 B3), 10 pc in cm.
 LSUN_PER_HZ_AT_10PC = 3.828e33 / (4.0 * np.pi * (3.0856775814913674e19) ** 2) / 3.631e-20
 MPC_IN_10PC = 1e5
 
@@ -47,14 +49,15 @@ class PhotometryTable:
         return len(self.filters)
 
 
-def build_photometry_table(model: GalaxyModel, filters: Sequence[str], tolerance: float = 0.003) -> PhotometryTable:
+def build_photometry_table(model: GalaxyModel, filters: Sequence[str], tolerance: float = 0.006) -> PhotometryTable:
     """Tabulate templates through filters on the model's redshift grid.
 
     Args:
         model: the galaxy model.
         filters: names of the filter library or paths of two-column files.
-        tolerance: largest error of the dust's interpolation within a filter [mag], over the corners of the model's dust bounds
-            and its redshifts; sets how many nodes each filter gets (a bump in the filter needs 8, an infrared filter 2).
+        tolerance: largest error of the dust's interpolation within a filter [mag], over the corners of the model's dust
+            bounds and its redshifts; sets how many nodes each filter gets (a bump in the filter needs 8, an infrared
+            filter 2).
 
     Raises:
         ValueError: unknown filters; a filter beyond the templates' wavelengths at some redshift of the grid.
@@ -69,7 +72,8 @@ def build_photometry_table(model: GalaxyModel, filters: Sequence[str], tolerance
                 f"({wave[0]:.0f}-{wave[-1]:.0f} Angstrom) within redshift {redshift[0]:.3f}-{redshift[-1]:.3f}"
             )
     nodes = [_enough_nodes(model, curve, tolerance) for curve in curves]
-    operator = np.concatenate([_band_weights(wave, curve, node, z) for z in redshift for curve, node in zip(curves, nodes, strict=True)])
+    pairs = list(zip(curves, nodes, strict=True))
+    operator = np.concatenate([_band_weights(wave, curve, node, z) for z in redshift for curve, node in pairs])
     num_met, num_age, num_wave = model.ssp.lum_nu.shape
     flat = np.asarray(model.ssp.lum_nu, float).reshape(-1, num_wave)
     table = (operator @ flat.T * LSUN_PER_HZ_AT_10PC).reshape(len(redshift), -1, num_met, num_age)
@@ -115,8 +119,12 @@ def _burst_light(
     """A single-age population, linear in redshift and log age between templates."""
     index, step = model.burst_nodes(age)
     light = jnp.zeros((2, table.nodes.shape[0]))
+
+    def contract(age_node: Array, node: Array) -> Array:
+        return _weighted_rows(met, table.ssp[node, age_node])
+
     for age_node, weight in ((index, 1.0 - step), (index + 1, step)):
-        row = _blend(lambda node, at=age_node: _weighted_rows(met, table.ssp[node, at]), z, up)
+        row = _blend(partial(contract, age_node), z, up)
         young = model.young[age_node]
         light = light + weight * jnp.stack([(1.0 - young) * row, young * row])
     return light
@@ -144,7 +152,7 @@ def dimming(model: GalaxyModel, params: Mapping[str, Array]) -> Float[Array, ""]
 def integrate_spectrum(
     wave: np.ndarray, lum_nu: np.ndarray, redshift: float, filters: Sequence[Filter], num_fine: int = 20_000
 ) -> np.ndarray:
-    """The full integral: AB flux at 10 pc [maggies] of a rest-frame spectrum through filters, in float64. (Hogg+02, eq. 5)
+    """The full integral: AB flux at 10 pc [maggies] of a rest-frame spectrum in float64. (Hogg+02, eq. 5)
 
     Args:
         wave: rest wavelength [Angstrom].
@@ -167,23 +175,27 @@ def _chebyshev_nodes(curve: Filter, num: int) -> np.ndarray:
     return np.exp(0.5 * (low + high) + 0.5 * (high - low) * np.cos(angle))
 
 
-def _band_weights(wave: np.ndarray, curve: Filter, nodes: np.ndarray, redshift: float, num_fine: int = 1500) -> np.ndarray:
-    """Weights (node, wave) that integrate spectrum x filter x Lagrange polynomial, spectrum linear between wavelengths."""
+def _band_weights(
+    wave: np.ndarray, curve: Filter, nodes: np.ndarray, redshift: float, num_fine: int = 1500
+) -> np.ndarray:
+    """Weights (node, wave) that integrate spectrum x filter x Lagrange polynomial, the spectrum linear in between."""
     observed, trans, lagrange = _fine_curve(curve, nodes, num_fine)
     rest = observed / (1.0 + redshift)
     cell = np.clip(np.searchsorted(wave, rest) - 1, 0, len(wave) - 2)
     right = (rest - wave[cell]) / (wave[cell + 1] - wave[cell])
     weights = np.zeros((len(nodes), len(wave)))
     for i, values in enumerate(lagrange * trans):
-        weights[i] = np.bincount(cell, values * (1.0 - right), len(wave)) + np.bincount(cell + 1, values * right, len(wave))
+        weights[i] = np.bincount(cell, values * (1.0 - right), len(wave))
+        weights[i] += np.bincount(cell + 1, values * right, len(wave))
     return weights
 
 
 def _fine_curve(curve: Filter, nodes: np.ndarray, num_fine: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Observed wavelengths uniform in ln(wavelength), normalised transmission, Lagrange polynomials (node, wavelength)."""
+    """Observed wavelengths uniform in ln(wavelength), normalised transmission, Lagrange polynomials (node, wave)."""
     edges = np.linspace(np.log(curve.wave[0]), np.log(curve.wave[-1]), num_fine + 1)
     middle = 0.5 * (edges[1:] + edges[:-1])
-    trans = np.interp(np.exp(middle), curve.wave, curve.trans)  # uniform in ln(wavelength): photon counting needs no more
+    # Uniform in ln(wavelength): photon counting needs no further weight.
+    trans = np.interp(np.exp(middle), curve.wave, curve.trans)
     log_nodes = np.log(nodes)
     lagrange = np.stack(
         [np.prod([(middle - b) / (a - b) for b in np.delete(log_nodes, i)], axis=0) for i, a in enumerate(log_nodes)]
@@ -194,18 +206,26 @@ def _fine_curve(curve: Filter, nodes: np.ndarray, num_fine: int) -> tuple[np.nda
 def _enough_nodes(model: GalaxyModel, curve: Filter, tolerance: float, most: int = 14) -> np.ndarray:
     """The fewest nodes for which the dustiest galaxies of the model keep the tolerance, for a flat spectrum."""
     dust = [model.space[name] for name in ("tau_v", "tau_birth", "dust_index")]
-    corners = jnp.array([(dust[0].high, birth, index) for birth in (0.0, dust[1].high) for index in (dust[2].low, dust[2].high)])
+    births, indices = (0.0, dust[1].high), (dust[2].low, dust[2].high)
+    corners = jnp.array([(dust[0].high, birth, index) for birth in births for index in indices])
     redshift = jnp.asarray(model.grid.redshift[:: max(1, model.grid.num // 40)])
-
-    def young(wave: np.ndarray) -> np.ndarray:
-        rest = jnp.asarray(wave)[None, :] / (1.0 + redshift[:, None])
-        return np.asarray(jax.vmap(lambda c: jax.vmap(lambda w: transmission(w, *c)[1])(rest))(corners), float)
-
     nodes = _chebyshev_nodes(curve, most)
     for num in range(2, most):
         nodes = _chebyshev_nodes(curve, num)
         observed, trans, lagrange = _fine_curve(curve, nodes, 400)
-        exact, approximate = young(observed) @ trans, young(nodes) @ (lagrange @ trans)
+        # One array, padded to one length for all numbers of nodes: the dust law compiles once.
+        wave = np.concatenate([observed, nodes, np.full(most - num, nodes[-1])])
+        young = np.asarray(_birth_cloud_transmission(jnp.asarray(wave), redshift, corners), float)
+        exact, approximate = young[..., :400] @ trans, young[..., 400 : 400 + num] @ (lagrange @ trans)
         if np.all(np.abs(approximate / exact - 1.0) < tolerance / 1.0857):
             break
     return nodes
+
+
+@jax.jit
+def _birth_cloud_transmission(
+    observed: Float[Array, " wave"], redshift: Float[Array, " node"], corners: Float[Array, "corner 3"]
+) -> Float[Array, "corner node wave"]:
+    """Transmitted fractions for young stars, for each (tau_v, tau_birth, dust_index)."""
+    rest = observed[None, :] / (1.0 + redshift[:, None])
+    return jax.vmap(lambda corner: jax.vmap(lambda wave: transmission(wave, *corner)[1])(rest))(corners)

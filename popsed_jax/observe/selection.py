@@ -31,6 +31,7 @@ class MagnitudeLimit:
     width: float = 0.05
 
     def __post_init__(self) -> None:
+        """Refuse impossible values."""
         if not math.isfinite(self.limit) or not 0.0 < self.limit < 40.0:
             raise ValueError(f"selection: limit = {self.limit} in {self.filter} is no AB magnitude between 0 and 40")
         if not self.width > 0.0:

@@ -1,0 +1,1 @@
+"""Learn q(theta): reference, objective, schedules, training, ensemble and files."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from popsed_jax.observe.forward import ForwardModel
 from popsed_jax.parameters import ParameterSpace
 from popsed_jax.population.objective import Member, Problem, validation_distance
 from popsed_jax.population.reference import ReferenceConfig, build_library, draw_hyper, sample_reference
-from popsed_jax.population.schedules import AnnealConfig, Schedule, build_schedule
+from popsed_jax.population.schedules import Schedule
 from popsed_jax.population.space import SpaceName, build_space
 from popsed_jax.population.train import EpochInfo, TrainSettings, TrainState, fit_flow, init_state, run_epoch
 from popsed_jax.transport import TransportConfig
@@ -37,37 +37,61 @@ class FitConfig:
         held_out: fraction of the galaxies that only the validation sees, at most `max_validation` of them.
         validation_blur: of the validation's Sinkhorn divergence [robust widths of the data].
         target_ratio: distance over the noise floor at which the data no longer ask for a change.
-        lambda_start: first weight of KL(q || q0), in units of the squared noise floor; 0 leaves the reference free from the start.
+        lambda_start: first weight of KL(q || q0), in units of the squared noise floor.
         lambda_rate: change of log lambda per epoch and unit of (target - ratio).
         kl_tie_break: weight of KL in the validation objective.
-        offset_sigma: prior width of each band's photometric offset [mag], which stands for errors of the templates and of the
-            zero points (0.02-0.05 in photometric-redshift work, e.g. Ilbert+06, Brammer+08); 0: no offsets. The best-measured
-            band is pinned.
+        offset_sigma: prior width of each band's photometric offset [mag], for errors of templates and zero points (0.02 to
+            0.05 in photometric-redshift work: Ilbert+06, Brammer+08); 0: no offsets. The best-measured band is pinned.
         reference_draws, reference_steps, reference_batch: of the flows fitted to the reference.
+        reference_strength: how many galaxies the reference counts as, against one for the prior of offsets and shifts: how
+            much dearer it is to bend the population than to move a zero point.
         flat_control: also train one flow that starts flat and has no reference, to compare with.
     """
 
     num_members: int = 4
-    num_epochs: int = 40
-    steps_per_epoch: int = 20
+    num_epochs: int = 20
+    steps_per_epoch: int = 16
     batch_size: int = 1024
-    num_kl: int = 256
+    num_kl: int = 128
     learning_rate: float = 1e-3
     seed: int = 0
-    space: SpaceName = "color"
+    space: SpaceName = "photometry"
     held_out: float = 0.2
     max_validation: int = 2000
     validation_blur: float = 0.2
-    target_ratio: float = 1.2
-    lambda_start: float = 1.0
-    lambda_rate: float = 0.4
+    target_ratio: float = 1.1
+    lambda_start: float = 0.1
+    lambda_rate: float = 0.8
     kl_tie_break: float = 0.05
     offset_sigma: float = 0.03
     reference_strength: float = 100.0
-    reference_draws: int = 8000
-    reference_steps: int = 300
+    reference_draws: int = 6000
+    reference_steps: int = 250
     reference_batch: int = 512
     flat_control: bool = True
+
+    def __post_init__(self) -> None:
+        for name in (
+            "num_members",
+            "num_epochs",
+            "steps_per_epoch",
+            "reference_draws",
+            "reference_steps",
+            "reference_batch",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"fit: {name} = {getattr(self, name)} must be at least 1")
+        if self.batch_size < 2 or not 1 <= self.num_kl <= self.batch_size:
+            raise ValueError(
+                f"fit: batch_size = {self.batch_size} must be at least 2, num_kl = {self.num_kl} between 1 and batch_size"
+            )
+        if not 0.0 < self.held_out <= 0.5:
+            raise ValueError(f"fit: held_out = {self.held_out} is a fraction of the galaxies, above 0 and at most 0.5")
+        for name in ("learning_rate", "validation_blur", "target_ratio", "lambda_start", "reference_strength"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"fit: {name} = {getattr(self, name)} must be positive")
+        if self.offset_sigma < 0 or self.lambda_rate < 0 or self.kl_tie_break < 0:
+            raise ValueError("fit: offset_sigma, lambda_rate and kl_tie_break must not be negative")
 
 
 class Floor(NamedTuple):
@@ -78,7 +102,11 @@ class Floor(NamedTuple):
 
 
 def build_problem(
-    key: Array, flux: Float[Array, "galaxy band"], error: Float[Array, "galaxy band"], forward: ForwardModel, config: FitConfig
+    key: Array,
+    flux: Float[np.ndarray, "galaxy band"],
+    error: Float[np.ndarray, "galaxy band"],
+    forward: ForwardModel,
+    config: FitConfig,
 ) -> tuple[Problem, Floor]:
     """Split the catalogue, build the comparison space and measure the noise floor."""
     key_split, key_floor = jax.random.split(key)
@@ -95,7 +123,7 @@ def build_problem(
         free_bands=_free_bands(flux.shape[1], int(np.argmax(np.median(flux / error, axis=0))), config),
     )
     floor = noise_floor(key_floor, space.features(mags), num_held, config.validation_blur)
-    return problem.replace(floor=jnp.asarray(floor.mean)), floor
+    return dataclasses.replace(problem, floor=jnp.asarray(floor.mean)), floor
 
 
 def noise_floor(key: Array, features: Float[Array, "galaxy feature"], num: int, blur: float, repeats: int = 8) -> Floor:
@@ -137,6 +165,17 @@ def build_members(
     galaxies = problem.train.shape[0]
     bootstrap = jax.random.randint(keys[5], (len(controlled), galaxies), 0, galaxies)
     return Member(flows, jnp.broadcast_to(scale, (len(controlled), len(scale))), bootstrap, controlled), theta
+
+
+def empty_members(
+    problem: Problem, flow: FlowConfig, config: FitConfig
+) -> tuple[Member, Float[Array, "member draw dim"]]:
+    """Arrays of the shapes that `build_members` returns, for reading them back."""
+    dim, total = len(problem.forward.space), config.num_members + int(config.flat_control)
+    flows = jax.vmap(lambda key: init_flow(key, dim, flow))(jax.random.split(jax.random.key(0), total))
+    bootstrap = jnp.zeros((total, problem.train.shape[0]), dtype=jnp.int32)
+    members = Member(flows, jnp.zeros((total, dim)), bootstrap, jnp.zeros(total))
+    return members, jnp.zeros((config.num_members, config.reference_draws, dim))
 
 
 def train(

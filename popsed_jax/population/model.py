@@ -86,8 +86,7 @@ class Population:
     def save(self, folder: Path | str) -> None:
         """Write `weights.safetensors` and `population.json` into a folder."""
         folder = Path(folder)
-        arrays = {"flows": self.flows, "weights": self.weights}
-        save_tree(folder / "weights.safetensors", arrays)
+        save_tree(folder / "weights.safetensors", (self.flows, self.weights))
         description = {
             "format": "popsed_jax population",
             "format_version": FORMAT_VERSION,
@@ -118,15 +117,19 @@ def load_population(folder: Path | str) -> Population:
     if description.pop("format", None) != "popsed_jax population" or version is None:
         raise StorageError(f"{path} does not describe a popsed_jax population")
     if version > FORMAT_VERSION:
-        raise StorageError(f"{path} has format version {version}, newer than this package reads ({FORMAT_VERSION}): update it")
+        raise StorageError(
+            f"{path} has format version {version}, newer than this package reads ({FORMAT_VERSION}): update it"
+        )
     weights = folder / "weights.safetensors"
     if not weights.is_file():
         raise StorageError(f"{weights} does not exist")
     if hashlib.sha256(weights.read_bytes()).hexdigest() != description.pop("weights_sha256"):
-        raise StorageError(f"{weights} is not the file that {path.name} describes (checksum): it was changed or truncated")
+        raise StorageError(
+            f"{weights} is not the file that {path.name} describes (checksum): it was changed or truncated"
+        )
     space = ParameterSpace(tuple(Parameter(**p) for p in description.pop("parameters")))
     config = FlowConfig(**description.pop("flow"))
     num = description.pop("num_members")
     empty = jax.vmap(lambda key: init_flow(key, len(space), config))(jax.random.split(jax.random.key(0), num))
-    arrays, _ = load_tree(weights, {"flows": empty, "weights": jnp.zeros(num)})
-    return Population(arrays["flows"], arrays["weights"], space, description)
+    arrays = load_tree(weights, (empty, jnp.zeros(num)))
+    return Population(*arrays, space=space, meta=description)

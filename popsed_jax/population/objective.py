@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -39,8 +40,8 @@ class Trained(NamedTuple):
 
     Attributes:
         layers: the flow's coupling layers.
-        offset: photometric offset of each band [mag], model plus offset = data; the templates' error and the zero points'.
-        shift: of the whole reference along each parameter, in units of its literature uncertainty (see `Member.shift_scale`).
+        offset: photometric offset of each band [mag], model plus offset = data: the error of templates and zero points.
+        shift: of the whole reference along each parameter, over its literature uncertainty (see `Member.shift_scale`).
     """
 
     layers: Any
@@ -53,8 +54,8 @@ class Member(NamedTuple):
 
     Attributes:
         reference: its reference population as a flow; the start and the anchor of the trained one.
-        shift_scale: one standard deviation of the reference's systematic shift, in u. A relation of the literature is known to
-            such a systematic error, far less well than from galaxy to galaxy; a pure KL(q || q0) would not know the difference.
+        shift_scale: one standard deviation of the reference's systematic shift, in u. The literature's relations share
+            systematic errors over all galaxies; a pure KL(q || q0) would take these for as unlikely as scatter.
         bootstrap: its galaxies, drawn with replacement from the training part.
         controlled: 1 when its weight of the reference adapts, 0 when it stays zero (the flat-reference control).
     """
@@ -66,7 +67,7 @@ class Member(NamedTuple):
 
 
 class LossTerms(NamedTuple):
-    """Parts of the loss: transport cost over the floor's, relative entropy to the reference [nat], prior of offsets and shifts."""
+    """Transport cost over the floor's, relative entropy to the reference [nat], prior of offsets and shifts."""
 
     transport: Float[Array, ""]
     kl: Float[Array, ""]
@@ -101,7 +102,7 @@ def member_loss(
         settings: a `FitConfig`.
     """
     key_draw, key_data, key_cost = jax.random.split(key, 3)
-    flow = member.reference.replace(layers=trained.layers)
+    flow = dataclasses.replace(member.reference, layers=trained.layers)
     num = settings.batch_size
     u, log_q, mags = simulate_mags(key_draw, problem, flow, trained.offset, num, row.noise_divisor)
     index = member.bootstrap[jax.random.randint(key_data, (num,), 0, member.bootstrap.shape[0])]
@@ -118,14 +119,14 @@ def member_loss(
     kl = jnp.mean(log_q[:part] - member.reference.log_prob(anchor))
     penalty = 0.5 * (jnp.sum((trained.offset / settings.offset_sigma) ** 2) + jnp.sum(trained.shift**2))
     weight = member.controlled * jnp.exp(log_lambda)
-    # As with a Dirichlet-process prior: the reference counts as so many galaxies, the prior of offsets and shifts as one.
+    # As in a Dirichlet-process prior: the reference counts as so many galaxies, the prior of offsets and shifts as one.
     loss = cost / problem.floor**2 + weight * (kl + penalty / settings.reference_strength)
     return loss, LossTerms(cost / problem.floor**2, kl, penalty)
 
 
 def validation_ratio(key: Array, trained: Trained, member: Member, problem: Problem, settings: Any) -> Array:
     """Distance of the model to the held-out data over the noise floor: full noise, final blur, fixed key and data."""
-    flow = member.reference.replace(layers=trained.layers)
+    flow = dataclasses.replace(member.reference, layers=trained.layers)
     num = problem.held_out.shape[0]
     _, _, mags = simulate_mags(key, problem, flow, trained.offset, num, 1.0)
     features = problem.space.features(mags), problem.space.features(problem.held_out)

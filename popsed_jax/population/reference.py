@@ -50,7 +50,7 @@ class ReferenceConfig:
         main_sequence_scatter: [dex] (Speagle+14, sec. 4.3).
         quiescent_ssfr, quiescent_scatter: log10 sSFR of quiescent galaxies [1/yr] and its scatter (Brinchmann+04, Leja+22).
         metallicity_offset: added to the relation of Gallazzi+05 [dex].
-        dust_star_forming: mean tau_v of star-forming galaxies at 10^10 Msun (Garn & Best 2010 with 0.44 of the nebular reddening).
+        dust_star_forming: mean tau_v of star-forming galaxies at 10^10 Msun (Garn & Best 2010, times 0.44).
         dust_mass_slope: d log tau_v / d log mass for star-forming galaxies.
         dust_quiescent: mean tau_v of quiescent galaxies (exponential).
         dust_index: mean slope offset of the attenuation curve (Salim+18, sec. 5); its scatter is 0.25.
@@ -92,7 +92,9 @@ class ReferenceConfig:
             if not isinstance(field.default, tuple):
                 continue
             if len(value) != 2 or not all(np.isfinite(value)) or value[1] < 0:
-                raise ValueError(f"reference: {field.name} = {value} must be [value, uncertainty], the uncertainty not negative")
+                raise ValueError(
+                    f"reference: {field.name} = {value} must be [value, uncertainty], the uncertainty not negative"
+                )
 
 
 HYPER_NAMES = tuple(field.name for field in dataclasses.fields(ReferenceConfig) if isinstance(field.default, tuple))
@@ -210,7 +212,9 @@ def _build_proposal(
     log_mass = np.linspace(mass.low - 0.2, mass.high - 0.1, 251)
     m = 0.5 * (log_mass[1:] + log_mass[:-1])
     volume = np.asarray(forward.galaxy.cosmology.differential_volume(jnp.asarray(z))) * np.diff(redshift)
-    density = 10.0 ** np.asarray(log_mass_function(jnp.asarray(m)[None, :], jnp.asarray(z)[:, None], hyper)) * volume[:, None]
+    density = (
+        10.0 ** np.asarray(log_mass_function(jnp.asarray(m)[None, :], jnp.asarray(z)[:, None], hyper)) * volume[:, None]
+    )
     # The least mass that is ever detected at each redshift, from galaxies of all kinds placed there.
     keys = jax.random.split(key, 3)
     trial_z = jax.random.uniform(keys[0], (pilot,), minval=bounds.low, maxval=bounds.high)
@@ -232,7 +236,10 @@ def _lower_envelope(z: np.ndarray, mass: np.ndarray, at: np.ndarray, margin: flo
     least = np.array([mass[which == i].min() if np.any(which == i) else np.inf for i in range(len(middle))])
     # Near zero redshift the envelope falls steeply inside a bin; the smaller neighbour is the safe choice.
     least = np.minimum(least, np.concatenate([[-np.inf], least[:-1]]))
-    return np.interp(at, middle, np.where(np.isfinite(least), least, np.where(middle < middle.mean(), -99.0, 99.0))) - margin
+    return (
+        np.interp(at, middle, np.where(np.isfinite(least), least, np.where(middle < middle.mean(), -99.0, 99.0)))
+        - margin
+    )
 
 
 def _propose(
@@ -272,7 +279,9 @@ def _dress(
 
     metallicity = jnp.interp(log_mass, _MZR_MASS, _MZR_MEDIAN) + hyper["metallicity_offset"]
     theta = put(theta, "redshift", redshift)
-    theta = put(theta, "logzsol", truncated(keys[3], "logzsol", metallicity, jnp.interp(log_mass, _MZR_MASS, _MZR_SCATTER)))
+    theta = put(
+        theta, "logzsol", truncated(keys[3], "logzsol", metallicity, jnp.interp(log_mass, _MZR_MASS, _MZR_SCATTER))
+    )
     dust_mean = hyper["dust_star_forming"] * 10.0 ** (hyper["dust_mass_slope"] * (log_mass - 10.0))
     lognormal = dust_mean * 10.0 ** (0.25 * jax.random.normal(keys[4], (num,)))
     exponential = hyper["dust_quiescent"] * jax.random.exponential(keys[5], (num,))

@@ -44,7 +44,8 @@ class AnnealConfig:
             full noise at once.
         sinkhorn_start: fraction of the epochs after which the Sinkhorn divergence joins the sliced distance; 0: from the
             first epoch, 1: never.
-        sliced, sinkhorn: weights of the distances once both are on.
+        sliced, sinkhorn: weights of the distances. A sliced distance sees small shifts of whole distributions, to which the
+            Sinkhorn divergence is blind among the noise of its finite batches: hence the larger weight.
         warmup: fraction of the epochs over which the learning rate rises.
         adapt_start: fraction of the epochs after which the weight of the reference is adapted.
     """
@@ -54,7 +55,7 @@ class AnnealConfig:
     noise_factor: float = 20.0
     noise_rate: float = 10.0
     sinkhorn_start: float = 0.6
-    sliced: float = 1.0
+    sliced: float = 10.0
     sinkhorn: float = 1.0
     warmup: float = 0.15
     adapt_start: float = 0.25
@@ -79,11 +80,12 @@ def build_schedule(config: AnnealConfig, num_epochs: int, peak_learning_rate: fl
     with_sinkhorn = fraction >= config.sinkhorn_start
     progress = np.clip((fraction - config.sinkhorn_start) / max(0.75 * (1.0 - config.sinkhorn_start), 1e-9), 0.0, 1.0)
     rate = optax.cosine_onecycle_schedule(num_epochs + 1, peak_learning_rate, pct_start=max(config.warmup, 1e-3))
-    return Schedule(
-        blur=jnp.asarray(config.blur_start * (config.blur_end / config.blur_start) ** progress),
-        noise_divisor=jnp.asarray(1.0 + config.noise_factor * np.exp(-config.noise_rate * fraction)),
-        learning_rate=jnp.asarray([float(rate(i + 1)) for i in range(num_epochs)]),
-        sliced=jnp.full(num_epochs, config.sliced),
-        sinkhorn=jnp.asarray(np.where(with_sinkhorn, config.sinkhorn, 0.0)),
-        adapt=jnp.asarray((fraction >= config.adapt_start).astype(float)),
+    columns = Schedule(
+        blur=config.blur_start * (config.blur_end / config.blur_start) ** progress,
+        noise_divisor=1.0 + config.noise_factor * np.exp(-config.noise_rate * fraction),
+        learning_rate=np.array([float(rate(i + 1)) for i in range(num_epochs)]),
+        sliced=np.full(num_epochs, config.sliced),
+        sinkhorn=np.where(with_sinkhorn, config.sinkhorn, 0.0),
+        adapt=fraction >= config.adapt_start,
     )
+    return Schedule(*(jnp.asarray(column, dtype=float) for column in columns))

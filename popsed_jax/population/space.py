@@ -43,14 +43,17 @@ class ComparisonSpace:
 
 
 def build_space(
-    kind: SpaceName, flux: Float[Array, "galaxy band"], error: Float[Array, "galaxy band"], softening: Float[Array, " band"]
+    kind: SpaceName,
+    flux: Float[np.ndarray, "galaxy band"],
+    error: Float[np.ndarray, "galaxy band"],
+    softening: Float[np.ndarray, " band"],
 ) -> ComparisonSpace:
     """Build the map from the data.
 
     Args:
-        kind: "photometry" takes each band's magnitude and the colours of neighbouring bands, each over its robust width; "color" takes the magnitude of the best-measured band and the colours of neighbouring bands, each over its robust
-            width; "magnitude" takes each band's magnitude over its robust width (PopSED's choice); "whitened" takes principal
-            axes of the colour space, each to unit variance but no finer than twice the median noise.
+        kind: "photometry" takes each band's magnitude and the colours of neighbouring bands; "color" the magnitude of the
+            best-measured band and those colours; "magnitude" the magnitudes alone (PopSED's choice); each over its robust
+            width. "whitened" takes the principal axes of "color", each to unit variance but no finer than twice the noise.
         flux, error: of the catalogue [maggies].
 
     Raises:
@@ -59,7 +62,9 @@ def build_space(
     if kind not in get_args(SpaceName):
         raise ValueError(f"fit: space = {kind!r} must be one of {', '.join(get_args(SpaceName))}")
     mags = np.asarray(asinh_mag(jnp.asarray(flux), jnp.asarray(softening)), float)
-    noise = np.median(2.5 / np.log(10.0) * error / np.hypot(flux, 2.0 * softening), axis=0)  # d mag / d flux of Lupton+99
+    noise = np.median(
+        2.5 / np.log(10.0) * error / np.hypot(flux, 2.0 * softening), axis=0
+    )  # d mag / d flux of Lupton+99
     num = mags.shape[1]
     colors = np.eye(num)[:-1] - np.eye(num)[1:]
     matrix = {

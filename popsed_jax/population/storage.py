@@ -31,20 +31,30 @@ def save_tree(path: Path, tree: object, metadata: Mapping[str, str] | None = Non
     write_atomically(path, save(arrays, metadata=dict(metadata or {})))
 
 
-def load_tree(path: Path, like: Tree) -> tuple[Tree, dict[str, str]]:
-    """Read arrays into a pytree of the shape of `like`, with the file's metadata.
+def load_metadata(path: Path) -> dict[str, str]:
+    """The strings in a file's header.
 
     Raises:
-        StorageError: the file is missing, damaged, or holds other arrays (named).
+        StorageError: the file is missing or damaged.
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            metadata = dict(file.metadata() or {})
+            return dict(file.metadata() or {})
     except FileNotFoundError:
         raise StorageError(f"{path} does not exist") from None
     except (SafetensorError, OSError) as error:
         raise StorageError(f"{path} is damaged or truncated: {error}") from None
+
+
+def load_tree(path: Path, like: Tree) -> Tree:
+    """Read arrays into a pytree of the shape of `like`.
+
+    Raises:
+        StorageError: the file is missing, damaged, or holds other arrays (named).
+    """
+    load_metadata(path)  # one place names a missing or damaged file
+    with safe_open(path, framework="numpy") as file:
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [jax.tree_util.keystr(where) for where, _ in leaves]
     if set(names) != set(stored):
@@ -53,7 +63,7 @@ def load_tree(path: Path, like: Tree) -> tuple[Tree, dict[str, str]]:
     for name, (_, leaf) in zip(names, leaves, strict=True):
         if stored[name].shape != tuple(jnp.shape(leaf)):
             raise StorageError(f"{path}: {name} has shape {stored[name].shape}, expected {tuple(jnp.shape(leaf))}")
-    return jax.tree_util.tree_unflatten(structure, [jnp.asarray(stored[name]) for name in names]), metadata
+    return jax.tree_util.tree_unflatten(structure, [jnp.asarray(stored[name]) for name in names])
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -16,7 +16,6 @@ from popsed_jax.population.objective import LossTerms, Member, Problem, Trained,
 from popsed_jax.population.schedules import Schedule
 from popsed_jax.transport import TransportConfig
 
-
 # Shifts are in units of their uncertainty; at the networks' learning rate they would need thousands of steps for one.
 SHIFT_RATE = 10.0
 
@@ -92,19 +91,23 @@ def fit_flow(
     def step(carry: tuple[Any, Any], key: Array) -> tuple[tuple[Any, Any], Array]:
         layers, opt_state = carry
         batch = u[jax.random.randint(key, (batch_size,), 0, u.shape[0])]
-        loss, grads = jax.value_and_grad(lambda p: -jnp.mean(flow.replace(layers=p).log_prob(batch)))(layers)
+        loss, grads = jax.value_and_grad(lambda p: -jnp.mean(dataclasses.replace(flow, layers=p).log_prob(batch)))(
+            layers
+        )
         updates, opt_state = optimiser.update(grads, opt_state, layers)
         return (optax.apply_updates(layers, updates), opt_state), loss
 
     carry = (flow.layers, optimiser.init(flow.layers))
     (layers, _), losses = jax.lax.scan(step, carry, jax.random.split(key_batch, num_steps))
-    return flow.replace(layers=layers), losses
+    return dataclasses.replace(flow, layers=layers), losses
 
 
 def init_state(members: Member, settings: TrainSettings) -> TrainState:
     """Members at their references, without offsets."""
     num = members.controlled.shape[0]
-    trained = Trained(members.reference.layers, jnp.zeros((num, settings.num_bands)), jnp.zeros_like(members.shift_scale))
+    trained = Trained(
+        members.reference.layers, jnp.zeros((num, settings.num_bands)), jnp.zeros_like(members.shift_scale)
+    )
     worst = jnp.full(num, jnp.inf)
     state = TrainState(
         trained=trained,
@@ -115,7 +118,9 @@ def init_state(members: Member, settings: TrainSettings) -> TrainState:
         best_ratio=worst,
         best_kl=worst,
     )
-    return jax.tree.map(jnp.copy, state)  # no array twice, nor shared with the members: the epoch reuses its memory
+    # Copies, because the epoch reuses its argument's memory: no array twice, none shared with the members. The dtype is
+    # named, because a weakly typed array (from a Python number) would make the second epoch compile again.
+    return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=leaf.dtype, copy=True), state)
 
 
 @partial(jax.jit, static_argnames="settings", donate_argnames="state")
@@ -174,8 +179,8 @@ def run_epoch(
 def validation_objective(ratio: Array, kl: Array, controlled: Array, settings: TrainSettings) -> Array:
     """By what states are judged: the distance over the noise floor, and among states within the target the least KL.
 
-    Below the target a smaller distance says nothing, so only the relative entropy to the reference counts there; it is a
-    tie-breaker above. Both are computed the same way in every epoch, whatever the schedules do.
+    Below the target a smaller distance says nothing, so only the relative entropy to the reference counts there; above,
+    it breaks ties. Both are computed the same way in every epoch, whatever the schedules do.
     """
     return jnp.maximum(ratio, settings.target_ratio) + settings.kl_tie_break * kl * controlled
 

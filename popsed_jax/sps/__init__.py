@@ -1,0 +1,1 @@
+"""From parameters to the rest-frame spectrum of one galaxy."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from popsed_jax._dsps import RV_C00, noll09_k_lambda
@@ -12,9 +13,9 @@ AGE_BIRTH_CLOUD = 0.01  # [Gyr]: stars younger than this see the birth cloud (Ch
 
 
 def diffuse_optical_depth(
-    wave: Float[Array, " wave"], tau_v: Float[Array, ""], dust_index: Float[Array, ""]
+    wave: Float[Array | np.ndarray, " wave"], tau_v: Float[Array, ""], dust_index: Float[Array, ""]
 ) -> Float[Array, " wave"]:
-    """Optical depth of the diffuse dust, a Calzetti curve with free slope and a bump tied to it. (Kriek & Conroy 2013, eq. 1-3)
+    """Optical depth of the diffuse dust: Calzetti with free slope and a bump tied to it. (Kriek & Conroy 2013, eq. 1-3)
 
     Args:
         wave: rest wavelength [Angstrom].
@@ -25,13 +26,18 @@ def diffuse_optical_depth(
     return tau_v * noll09_k_lambda(wave * 1e-4, bump, dust_index) / RV_C00
 
 
-def birth_cloud_optical_depth(wave: Float[Array, " wave"], tau_birth: Float[Array, ""]) -> Float[Array, " wave"]:
+def birth_cloud_optical_depth(
+    wave: Float[Array | np.ndarray, " wave"], tau_birth: Float[Array, ""]
+) -> Float[Array, " wave"]:
     """Optical depth of the birth cloud, ``tau_birth * (wave / 5500)**-1``. (Conroy+09 and the FSPS manual, dust1)"""
     return tau_birth * (WAVE_V / wave)
 
 
 def transmission(
-    wave: Float[Array, " wave"], tau_v: Float[Array, ""], tau_birth: Float[Array, ""], dust_index: Float[Array, ""]
+    wave: Float[Array | np.ndarray, " wave"],
+    tau_v: Float[Array, ""],
+    tau_birth: Float[Array, ""],
+    dust_index: Float[Array, ""],
 ) -> tuple[Float[Array, " wave"], Float[Array, " wave"]]:
     """Transmitted fractions for stars older and younger than 10 Myr; both see the diffuse dust."""
     old = jnp.exp(-diffuse_optical_depth(wave, tau_v, dust_index))

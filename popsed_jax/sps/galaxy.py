@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
 
 import flax.struct
 import jax
@@ -22,7 +21,7 @@ from popsed_jax.sps.ssp import SSPTemplates, age_bin_edges, as_device, load_ssp
 RECENT = 0.1  # [Gyr] over which the star-formation rate is averaged
 DERIVED = ("log_mass_surviving", "log_sfr", "log_ssfr", "age_mw")
 DERIVED_META: dict[str, tuple[str, str, str]] = {
-    "log_mass_surviving": ("dex(Msun)", r"$\log M_\star$", "log10 stellar mass surviving, with remnants"),
+    "log_mass_surviving": ("dex(Msun)", r"$\log M_\star$", "log10 mass in living stars"),
     "log_sfr": ("dex(Msun / yr)", r"$\log\,{\rm SFR}$", "log10 star-formation rate, mean of the last 0.1 Gyr"),
     "log_ssfr": ("dex(1 / yr)", r"$\log\,{\rm sSFR}$", "log10 star-formation rate per mass surviving"),
     "age_mw": ("Gyr", r"$t_{\rm age}$", "mass-weighted mean stellar age"),
@@ -45,18 +44,19 @@ class ModelConfig:
     """What a galaxy is made of.
 
     Args:
-        ssp: "stellar" or "nebular" (shipped BC03-MILES templates), or the path of an HDF5 file in the layout of DSPS.
+        ssp: "nebular" or "stellar" (shipped BC03-MILES templates, with and without the light of ionised gas), or the path of an HDF5 file in the layout of DSPS.
         sfh: star-formation history: four bases and a burst, delayed tau, or a single burst.
         metallicity_scatter: standard deviation of log10 Z within a galaxy [dex].
         cosmology: flat LCDM.
     """
 
-    ssp: str = "stellar"
+    ssp: str = "nebular"
     sfh: SFHName = "bases"
     metallicity_scatter: float = 0.2
     cosmology: Cosmology = dataclasses.field(default_factory=Cosmology)
 
     def __post_init__(self) -> None:
+        """Refuse impossible values."""
         build_sfh(self.sfh)
         if not 0.02 <= self.metallicity_scatter <= 1.0:
             raise ValueError(f"model: metallicity_scatter = {self.metallicity_scatter} dex is not between 0.02 and 1")

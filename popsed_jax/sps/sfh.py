@@ -1,7 +1,7 @@
-"""Star-formation histories, each normalised to one solar mass formed by the age of the Universe at the galaxy's redshift.
+"""Star-formation histories, each normalised to one solar mass formed by the age of the Universe at the redshift.
 
-A history is given as a `Composition`: weights on tabulated basis histories (a function of t / t_universe, so that what they
-emit can be tabulated in redshift), a burst of one age, and optionally free weights on every template age.
+A history is given as a `Composition`: weights on tabulated basis histories (a function of t / t_universe, so that what
+they emit can be tabulated in redshift), a burst of one age, and optionally free weights on every template age.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class Composition(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class BasisBurst:
-    """Four non-negative basis histories and a burst. (Li+24, sec. 2.1; Hahn+23; bases from Diffstar, see data/NOTICE.md)"""
+    """Four non-negative basis histories and a burst. (Li+24, sec. 2.1; Hahn+23; Diffstar's bases: data/NOTICE.md)"""
 
     num_basis: ClassVar[int] = 4
     parameters: ClassVar[tuple[Parameter, ...]] = (
-        Parameter("kappa1", 0.0, 1.0, "", r"$\kappa_1$", "stick-breaking variable 1 of the history's weights", power=3.0),
-        Parameter("kappa2", 0.0, 1.0, "", r"$\kappa_2$", "stick-breaking variable 2 of the history's weights", power=2.0),
-        Parameter("kappa3", 0.0, 1.0, "", r"$\kappa_3$", "stick-breaking variable 3 of the history's weights"),
+        Parameter("kappa1", 0.0, 1.0, "", r"$\kappa_1$", "stick-breaking variable 1 of the weights", power=3.0),
+        Parameter("kappa2", 0.0, 1.0, "", r"$\kappa_2$", "stick-breaking variable 2 of the weights", power=2.0),
+        Parameter("kappa3", 0.0, 1.0, "", r"$\kappa_3$", "stick-breaking variable 3 of the weights"),
         Parameter("f_burst", 0.0, 1.0, "", r"$f_{\rm burst}$", "fraction of the mass formed in the burst"),
         _BURST_AGE,
     )
@@ -64,7 +64,8 @@ class BasisBurst:
         x, density = load_bases()
         cumulative = np.concatenate([np.zeros((len(density), 1)), _cumulative_trapezoid(density, x)], axis=1)
         lookback = np.clip(1.0 - age_edges / age_universe[:, None], 0.0, 1.0)  # fractional cosmic time of the bin edges
-        formed = np.stack([_interp_quadratic(lookback, x, density[k], cumulative[k]) for k in range(len(density))], axis=1)
+        pairs = zip(density, cumulative, strict=True)
+        formed = np.stack([_interp_quadratic(lookback, x, *pair) for pair in pairs], axis=1)
         return formed[..., :-1] - formed[..., 1:]
 
 
@@ -75,7 +76,7 @@ class DelayedTau:
     num_basis: ClassVar[int] = 0
     parameters: ClassVar[tuple[Parameter, ...]] = (
         Parameter("log_tau", -1.0, 1.5, "", r"$\log \tau$", "log10 of the e-folding time in Gyr"),
-        Parameter("start_fraction", 0.0, 0.9, "", r"$t_0/t_{\rm univ}$", "start of star formation over the age of the Universe"),
+        Parameter("start_fraction", 0.0, 0.9, "", r"$t_0/t_{\rm univ}$", "start of star formation over cosmic age"),
     )
 
     def compose(self, params: Mapping[str, Array], age_universe: Array, age_edges: Array) -> Composition:
@@ -159,4 +160,3 @@ def _interp_quadratic(at: np.ndarray, x: np.ndarray, density: np.ndarray, cumula
     step = at - x[i]
     slope = (density[i + 1] - density[i]) / (x[i + 1] - x[i])
     return cumulative[i] + density[i] * step + 0.5 * slope * step**2
-

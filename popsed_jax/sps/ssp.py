@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import flax.struct
 import h5py
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -23,22 +23,23 @@ class SSPTemplates:
 
     Attributes:
         lum_nu: luminosity per solar mass formed [Lsun/Hz/Msun].
-        wave: vacuum wavelength, rest frame [Angstrom].
+        wave: rest wavelength [Angstrom]; of the shipped templates in air above 2000 Angstrom, as their source has it
+            (0.03 %).
         log_met: log10 of the metal mass fraction Z.
         log_age: log10 age [Gyr].
-        surviving: mass left in stars and remnants per unit mass formed.
+        surviving: mass still in living stars per unit mass formed (no remnants), of the shipped templates.
     """
 
-    lum_nu: Float[Array, "met age wave"]
-    wave: Float[Array, " wave"]
-    log_met: Float[Array, " met"]
-    log_age: Float[Array, " age"]
-    surviving: Float[Array, "met age"]
+    lum_nu: Float[Array | np.ndarray, "met age wave"]
+    wave: Float[Array | np.ndarray, " wave"]
+    log_met: Float[Array | np.ndarray, " met"]
+    log_age: Float[Array | np.ndarray, " age"]
+    surviving: Float[Array | np.ndarray, "met age"]
     name: str = flax.struct.field(pytree_node=False, default="")
     sha256: str = flax.struct.field(pytree_node=False, default="")
 
     @property
-    def age(self) -> Float[Array, " age"]:
+    def age(self) -> Float[Array | np.ndarray, " age"]:
         """Ages [Gyr]."""
         return 10.0**self.log_age
 
@@ -53,7 +54,8 @@ def load_ssp(name: str = "stellar") -> SSPTemplates:
     path = data_path(SHIPPED[name]) if name in SHIPPED else Path(name)
     if not path.is_file():
         raise FileNotFoundError(
-            f"no SSP templates {name!r}: use one of {', '.join(SHIPPED)}, or the path of an HDF5 file in the layout of DSPS"
+            f"no SSP templates {name!r}: use one of {', '.join(SHIPPED)}, or the path of an HDF5 file in the layout of "
+            "DSPS"
         )
     with h5py.File(path) as file:
         missing = {"ssp_lgmet", "ssp_lg_age_gyr", "ssp_wave", "ssp_flux"} - set(file)
@@ -77,7 +79,7 @@ def load_ssp(name: str = "stellar") -> SSPTemplates:
     )
 
 
-def age_bin_edges(log_age: Float[Array, " age"]) -> np.ndarray:
+def age_bin_edges(log_age: Float[Array | np.ndarray, " age"]) -> Float[np.ndarray, " edge"]:
     """Edges of the age bins that the templates stand for [Gyr]: midpoints in log age, from zero to beyond the oldest.
 
     The same bins as `dsps.sed.stellar_age_weights`, so that the two can be compared.
@@ -90,5 +92,4 @@ def age_bin_edges(log_age: Float[Array, " age"]) -> np.ndarray:
 
 def as_device(ssp: SSPTemplates) -> SSPTemplates:
     """The templates as JAX arrays in the default precision."""
-    names = [f.name for f in dataclasses.fields(ssp) if f.name not in ("name", "sha256")]
-    return ssp.replace(**{name: jnp.asarray(getattr(ssp, name)) for name in names})
+    return jax.tree.map(jnp.asarray, ssp)

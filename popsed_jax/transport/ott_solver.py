@@ -3,12 +3,19 @@
 What was found with ott-jax 0.6.0, and is kept out here:
 
 - An epsilon schedule longer than the iteration limit returns a zero gradient without a word: the schedule's length is
-  fixed here, far below the limit, and convergence is tested only after it.
+  fixed here, below the limit, and convergence is tested only after it.
+- The error is left infinite until `min_iterations` have passed. If the first test falls before that, the solver takes
+  it for divergence, stops, and reports convergence: the limit here is one less than the iteration of the first test,
+  and convergence is judged from the errors themselves.
 - `PointCloud(batch_size=...)` fails with recent JAX (ott issue 700): the cost matrix is always dense.
+- While it is differentiated, `costs.Euclidean` puts a point at the distance sqrt(dim) from itself (the custom rule of
+  ott.math.utils.norm returns the substituted value, not the norm): the terms OT(x, x) come out wrong, with their
+  gradient. `_Euclidean` replaces it.
 - Its `Epsilon` keeps the annealing as static Python numbers, so a new blur would compile again: `_Annealing` traces it.
 """
 
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +49,17 @@ class _Annealing(epsilon_scheduler.Epsilon):
         """Rebuild from the three numbers."""
         del aux_data
         return cls(*children)
+
+
+@jax.tree_util.register_pytree_node_class
+class _Euclidean(costs.CostFn):
+    """|x - y|, with a zero gradient where the points coincide."""
+
+    def __call__(self, x: Float[Array, " dim"], y: Float[Array, " dim"]) -> Any:
+        """The distance of one pair."""
+        squared = jnp.sum(jnp.square(x - y))
+        apart = squared > 0
+        return jnp.where(apart, jnp.sqrt(jnp.where(apart, squared, 1.0)), 0.0)
 
 
 def solve_divergence(
@@ -82,19 +100,27 @@ def solve_divergence(
         pointcloud.PointCloud,
         x,
         y,
-        cost_fn=costs.SqEuclidean() if power == 2 else costs.Euclidean(),
+        cost_fn=costs.SqEuclidean() if power == 2 else _Euclidean(),
         a=a,
         b=b,
         epsilon=_Annealing(epsilon, start, start ** (-1.0 / _NUM_ANNEALING)),
         solve_kwargs={
             "threshold": tolerance,
             "inner_iterations": _INNER_ITERATIONS,
-            "min_iterations": _NUM_ANNEALING,
+            "min_iterations": _NUM_ANNEALING - 1,
             "max_iterations": max_iterations,
             "use_danskin": True,
         },
     )
-    errors = jnp.asarray(out.errors[0])
-    last = jnp.sum(errors != -1) - 1  # -1 marks checks that were never reached
-    converged = jnp.stack([jnp.asarray(flag) for flag in out.converged]).all()
-    return jnp.asarray(out.divergence) / scale, lax.stop_gradient(errors[last]), converged, jnp.asarray(out.n_iters[0])
+    errors = jnp.stack([_last_error(jnp.asarray(history)) for history in out.errors])
+    return (
+        jnp.asarray(out.divergence) / scale,
+        errors[0],
+        jnp.all(errors <= tolerance),
+        jnp.asarray(out.n_iters[0]),
+    )
+
+
+def _last_error(history: Float[Array, " test"]) -> Float[Array, ""]:
+    """The error at the last test; -1 marks the tests that were never reached."""
+    return lax.stop_gradient(history[jnp.sum(history != -1) - 1])

@@ -21,6 +21,8 @@ References:
     Schmitzer 2019 (arXiv:1610.06519), annealing and absorption.
 """
 
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -92,8 +94,8 @@ def sinkhorn_divergence(
     Notes:
         First derivatives with respect to x, y and both weights; none with respect to blur. Where points of x and y
         coincide the cost |x - y| has a kink, whose gradient is taken as zero. Memory: two (sample_x, sample_y)
-        matrices. Measured at dim 5, blur 0.1 standard deviations, 1000 against 1000 points: within 0.6 % of the
-        converged value; `sinkhorn_divergence_info` tells.
+        matrices. Measured at dim 5, 1000 against 1000 points, power 2: 0.4 % below the converged value at a blur
+        of 0.1 standard deviations and 0.03 % at 0.3; `sinkhorn_divergence_info` tells how far a case is.
     """
     value, info = sinkhorn_divergence_info(
         x,
@@ -153,9 +155,10 @@ def sinkhorn_divergence_info(
 
     epsilons = _epsilon_schedule(x, y, blur, power, num_scales, num_final)
     epsilon = epsilons[-1]
-    f_xy, g_xy = _solve_pair(x, y, a, b, epsilons, power, num_sweeps)
-    f_xx = _solve_self(x, a, epsilons, power, num_sweeps)
-    g_yy = _solve_self(y, b, epsilons, power, num_sweeps)
+    solve_pair = _member_by_member(partial(_solve_pair, power=power, num_sweeps=num_sweeps))
+    solve_self = _member_by_member(partial(_solve_self, power=power, num_sweeps=num_sweeps))
+    f_xy, g_xy = solve_pair(x, y, a, b, epsilons)
+    f_xx, g_yy = solve_self(x, a, epsilons), solve_self(y, b, epsilons)
     f = _soft_transform(power, x, y, _log_mass(g_xy, b, epsilon), epsilon)
     value = jnp.dot(a, f - _soft_transform(power, x, x, _log_mass(f_xx, a, epsilon), epsilon), precision=_HIGHEST)
     value += jnp.dot(
@@ -168,6 +171,21 @@ def sinkhorn_divergence_info(
     column = _soft_transform(power, *lax.stop_gradient((y, x, _log_mass(f, a, epsilon), epsilon)))
     error = jnp.sum(lax.stop_gradient(b) * jnp.abs(jnp.expm1((g_xy - column) / epsilon)))
     return value, SinkhornInfo(error, error <= tolerance, jnp.asarray(epsilons.size))
+
+
+def _member_by_member(solve: Callable) -> Callable:
+    """Under `vmap` on the CPU, solve in turn; no gradient passes.
+
+    Batched matrix-vector products are slow there (measured: 1.6 times the time for 4 members of 2000 points), and all
+    members' kernels at once need as many times the memory. Elsewhere batching is what keeps the device busy.
+    """
+
+    def dispatch(*arrays):
+        return lax.platform_dependent(
+            *lax.stop_gradient(arrays), cpu=jax.custom_batching.sequential_vmap(solve), default=solve
+        )
+
+    return dispatch
 
 
 def _epsilon_schedule(
@@ -209,7 +227,7 @@ def _cost(
 
 def _reciprocal(total: Float[Array, " sample"]) -> Float[Array, " sample"]:
     """1 / total, limited: where all kernel entries underflow the potential moves by 40 epsilon, and again next time."""
-    return 1.0 / jnp.clip(total, np.exp(-_MAX_EXPONENT), np.exp(_MAX_EXPONENT))
+    return 1.0 / jnp.clip(total, math.exp(-_MAX_EXPONENT), math.exp(_MAX_EXPONENT))
 
 
 def _solve_pair(
@@ -221,8 +239,7 @@ def _solve_pair(
     power: int,
     num_sweeps: int,
 ) -> tuple[Float[Array, " sample_x"], Float[Array, " sample_y"]]:
-    """Dual potentials (f, g) of OT(x, y); no gradient."""
-    x, y, a, b = lax.stop_gradient((x, y, a, b))
+    """Dual potentials (f, g) of OT(x, y)."""
     cost = _cost(x, y, power)
     matmul = partial(jnp.matmul, precision=_HIGHEST)
     # The solution for an infinite epsilon.
@@ -254,8 +271,7 @@ def _solve_self(
     power: int,
     num_sweeps: int,
 ) -> Float[Array, " sample"]:
-    """The potential f = g of OT(x, x), by the steps `_solve_pair` would take; no gradient."""
-    x, a = lax.stop_gradient((x, a))
+    """The potential f = g of OT(x, x), by the steps `_solve_pair` would take."""
     cost = _cost(x, x, power)
     matmul = partial(jnp.matmul, precision=_HIGHEST)
     f = matmul(cost, a)

@@ -110,8 +110,7 @@ def projected_wasserstein(
     check_power(power)
     if directions.ndim != 2 or directions.shape[1] != x.shape[1]:
         raise ValueError(f"directions must be (projection, {x.shape[1]}), got {directions.shape}")
-    project = lambda cloud: jnp.matmul(directions, cloud.T, precision=lax.Precision.HIGHEST)  # noqa: E731
-    along_x, along_y = project(x), project(y)
+    along_x, along_y = (jnp.matmul(directions, cloud.T, precision=lax.Precision.HIGHEST) for cloud in (x, y))
     order_x, order_y = _order(along_x), _order(along_y)
     sorted_x = jnp.take_along_axis(along_x, order_x, axis=1)
     sorted_y = jnp.take_along_axis(along_y, order_y, axis=1)

@@ -1,0 +1,111 @@
+"""Bar 3: mocks with known truth, drawn from a population that is neither the flow's family nor the reference.
+
+python benchmarks/recovery.py                       # one mock of 20,000 galaxies, every parameter
+python benchmarks/recovery.py --coverage 10         # ten small mocks: is the truth inside the ensemble's band?
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+from common import finish, mock_catalog, with_fit
+from scipy.stats import t as student_t
+
+import popsed_jax as pj
+from popsed_jax.diagnostics.twosample import classifier_accuracy, scaled_wasserstein
+from popsed_jax.population.reference import draw_hyper
+
+JOINT = ("redshift", "log_mass", "log_sfr")
+LEVELS = np.linspace(0.1, 0.9, 9)
+
+
+def one_mock(num: int, seed: int, out: Path) -> None:
+    config = with_fit(pj.default_config(), seed=seed, flat_control=False)
+    catalog, truth, _ = mock_catalog(seed, num, config.mock, config)
+    result = pj.fit(catalog, config)
+    samples, reference = result.tables["samples"], result.tables["reference"]
+    rows = []
+    for name, values in truth.items():
+        before, after = scaled_wasserstein(reference[name], values), scaled_wasserstein(samples[name], values)
+        bar = {"redshift": 0.15, "log_mass": 0.15, "log_sfr": 0.25}.get(name, before)
+        moments = [float(f(a)) for a in (values, reference[name], samples[name]) for f in (np.mean, np.std)]
+        rows.append([name, before, after, bar, "yes" if after <= bar else "NO", *moments])
+    columns = ["parameter", "reference W1/std", "fit W1/std", "bar", "met"]
+    columns += [f"{who} {what}" for who in ("truth", "reference", "fit") for what in ("mean", "std")]
+
+    def joint(table) -> np.ndarray:
+        return np.column_stack([np.asarray(table[name]) for name in JOINT])
+
+    extra = {
+        "c2st_fit": classifier_accuracy(joint(samples), joint(truth)),
+        "c2st_reference": classifier_accuracy(joint(reference), joint(truth)),
+        "ratio": result.metrics["validation"]["ratio"],
+        "reference_ratio": result.metrics["validation"]["reference_ratio"],
+        "wall_seconds": result.metrics["wall_seconds"],
+        "offsets": [member["offsets"] for member in result.metrics["members"]],
+    }
+    print(extra)
+    finish(f"Recovery of a mock of {num} galaxies (seed {seed})", columns, rows, out, extra)
+
+
+def coverage(num_mocks: int, num: int, out: Path) -> None:
+    """Truths drawn from the reference's own uncertainties plus correlations it does not have."""
+    base = pj.default_config()
+    inside: dict[str, list[np.ndarray]] = {}
+    for seed in range(num_mocks):
+        config = with_fit(
+            base,
+            seed=seed,
+            flat_control=False,
+            num_epochs=12,
+            reference_draws=3000,
+            reference_steps=150,
+            max_validation=400,
+        )
+        center, drawn = draw_hyper(None, base.reference), draw_hyper(jax.random.key(500 + seed), base.reference)
+        mock = dataclasses.replace(base.mock, shifts={name: drawn[name] - center[name] for name in center})
+        catalog, truth, _ = mock_catalog(seed, num, mock, config)
+        result = pj.fit(catalog, config)
+        samples = result.tables["samples"]
+        weights = np.array([member["weight"] for member in result.metrics["members"]])
+        members = [i for i in range(len(weights)) if np.sum(samples["member"] == i) > 100]
+        for name, values in truth.items():
+            points = np.quantile(values, LEVELS)
+            cdfs = np.stack(
+                [np.mean(samples[name][samples["member"] == i][:, None] <= points, axis=0) for i in members]
+            )
+            sampling = np.sqrt(LEVELS * (1 - LEVELS) / num)
+            spread = np.std(cdfs, axis=0, ddof=1) * np.sqrt(1.0 + 1.0 / len(members)) if len(members) > 1 else 0.0
+            half = student_t.ppf(0.95, max(len(members) - 1, 1)) * np.hypot(spread, sampling)
+            inside.setdefault(name, []).append(np.abs(cdfs.mean(axis=0) - LEVELS) <= half)
+        print(f"mock {seed + 1} of {num_mocks}: {result.reason}")
+    rows = [[name, float(np.mean(hits)), num_mocks] for name, hits in inside.items()]
+    rows.append(["all", float(np.mean([np.mean(hits) for hits in inside.values()])), num_mocks])
+    finish(
+        f"How often the truth's deciles lie inside the ensemble's 90 % band ({num_mocks} mocks of {num})",
+        ["parameter", "fraction inside", "mocks"],
+        rows,
+        out,
+        {},
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--num", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--coverage", type=int, default=0, metavar="MOCKS")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    if args.coverage:
+        coverage(args.coverage, 2000, args.out or Path("benchmarks/results/coverage.json"))
+    else:
+        one_mock(args.num, args.seed, args.out or Path("benchmarks/results/recovery.json"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""The `popsed-jax` command."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import jax
+import numpy as np
+import typer
+from astropy.table import Table
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from popsed_jax.catalog import CatalogConfig, read_catalog
+from popsed_jax.config import RunConfig, default_config, load_config, quick_config
+from popsed_jax.data import check_data
+from popsed_jax.population.mock import sample_truth
+from popsed_jax.population.model import load_population
+from popsed_jax.report import build_report
+from popsed_jax.run import build_survey, fit, versions
+from popsed_jax.sps.galaxy import DERIVED_META
+from popsed_jax.tables import write_table
+
+app = typer.Typer(
+    help="Learn the population of galaxies from a photometric catalogue.", no_args_is_help=True, add_completion=False
+)
+out = Console()
+err = Console(stderr=True)
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="Settings (TOML). Without it: the embedded galaxies.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+
+
+@app.command("fit")
+def fit_command(
+    catalog: Annotated[
+        Path | None, typer.Argument(help="Catalogue to read instead of the one that the settings name.")
+    ] = None,
+    config: ConfigOption = None,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Run directory; default runs/NAME.")] = None,
+    members: Annotated[int | None, typer.Option("--members", help="Flows of the ensemble.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Epochs of the training.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the run directory's checkpoint.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the steps: to see that it works.")] = False,
+) -> None:
+    """Learn the population of a catalogue and write a run directory with its report."""
+    settings, base = _settings(config)
+    if catalog is not None:
+        settings = _with_path(settings, catalog.resolve(), config)
+    settings = quick_config(settings) if quick else settings
+    given = {"num_members": members, "num_epochs": epochs, "seed": seed}
+    changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    settings = dataclasses.replace(settings, fit=dataclasses.replace(settings.fit, **changed))
+    data = read_catalog(settings.catalog, base)
+    folder = out_dir or Path("runs") / data.name
+    if (folder / "metrics.json").exists() and not resume:
+        err.print(f"{folder} holds an earlier run, which this one replaces.", highlight=False, markup=False)
+    settings = dataclasses.replace(settings, catalog=_absolute(settings.catalog.resolved(), base))
+    result = fit(data, settings, out=folder, resume=resume)
+    report = build_report(folder)
+    out.print(f"Report: {report.resolve()}", soft_wrap=True, highlight=False, markup=False)
+    if not result.converged:
+        raise typer.Exit(code=3)
+
+
+@app.command("mock")
+def mock_command(
+    num_galaxies: Annotated[int, typer.Option("--num-galaxies", min=1, help="Galaxies to simulate.")],
+    out_file: Annotated[Path, typer.Option("--out", help="Table to write (.parquet, .fits, .h5, .ecsv, .csv).")],
+    config: ConfigOption = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Simulate a catalogue with known truth, with the noise and selection of the settings' catalogue."""
+    settings, base = _settings(config)
+    forward = build_survey(read_catalog(settings.catalog, base), settings)
+    key_truth, key_noise = jax.random.split(jax.random.key(seed))
+    theta = sample_truth(key_truth, forward, settings.mock, settings.reference, num_galaxies)
+    flux, error = forward.observe(key_noise, theta)
+    table = Table({name: np.asarray(theta[:, i]) for i, name in enumerate(forward.space.names)})
+    labels = {p.name: (p.unit, p.label, p.description) for p in forward.space.parameters} | DERIVED_META
+    for name, values in forward.derived(theta).items():
+        table[name] = np.asarray(values)
+    for name, (unit, _, description) in labels.items():
+        table[name].unit, table[name].description = unit or None, f"truth: {description}"
+    for i, band in enumerate(settings.catalog.resolved().bands):
+        for word, values in (("flux", flux), ("error", error)):
+            column = f"{word}_{band.name}"
+            table[column] = np.asarray(values[:, i])
+            table[column].unit, table[column].description = "mgy", f"{word} in maggies (AB), {band.filter}"
+    write_table(table, out_file)
+    out.print(f"{num_galaxies} galaxies: {out_file}", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command("sample")
+def sample_command(
+    run: Annotated[Path, typer.Argument(help="Run directory, or its population folder.")],
+    num: Annotated[int, typer.Option("--num", min=1, help="Galaxies to draw.")],
+    out_file: Annotated[Path, typer.Option("--out", help="Table to write (.parquet, .fits, .h5, .ecsv, .csv).")],
+    seed: SeedOption = 0,
+) -> None:
+    """Draw galaxies from a learned population, with names and units."""
+    population = load_population(run / "population" if (run / "population").is_dir() else run)
+    samples = population.sample(jax.random.key(seed), num)
+    table = Table({name: np.asarray(values) for name, values in samples.items()})
+    for parameter in population.space.parameters:
+        table[parameter.name].unit = parameter.unit or None
+        table[parameter.name].description = parameter.description
+    table.meta["selection"] = str(population.meta.get("selection", ""))
+    write_table(table, out_file)
+    out.print(f"{num} galaxies: {out_file}", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command("report")
+def report_command(run: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
+    """Rebuild a run's figures and report from its files."""
+    out.print(f"Report: {build_report(run).resolve()}", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command("info")
+def info_command() -> None:
+    """Versions, devices and checksums of the embedded data: a self-check."""
+    table = RichTable(show_header=False, box=None)
+    for name, number in versions().items():
+        table.add_row(name, number)
+    for device in jax.devices():
+        table.add_row("device", f"{device.platform}: {device.device_kind}")
+    started = time.perf_counter()
+    jax.block_until_ready(jax.jit(lambda x: x @ x)(jax.numpy.ones((512, 512))))
+    table.add_row("device works", f"compiled and ran in {time.perf_counter() - started:.2f} s")
+    checks = check_data()
+    for check in checks:
+        table.add_row(check.name, check.message)
+    out.print(table)
+    if not all(check.ok for check in checks):
+        err.print("Embedded data are damaged: install the package again.")
+        raise typer.Exit(code=1)
+
+
+def _settings(config: Path | None) -> tuple[RunConfig, Path]:
+    """The settings, and the folder to which their paths refer."""
+    if config is None:
+        return default_config(), Path.cwd()
+    return load_config(config), config.resolve().parent
+
+
+def _with_path(settings: RunConfig, catalog: Path, config: Path | None) -> RunConfig:
+    """The settings with another catalogue of the same columns."""
+    if config is None:
+        raise ValueError(
+            f"{catalog} needs a settings file that says what its columns mean (see README, 'Your own catalogue'): "
+            f"popsed-jax fit {catalog.name} --config run.toml"
+        )
+    return dataclasses.replace(settings, catalog=dataclasses.replace(settings.catalog, path=str(catalog)))
+
+
+def _absolute(catalog: CatalogConfig, base: Path) -> CatalogConfig:
+    """The catalogue's paths as seen from anywhere, so that the run's config.toml repeats the run."""
+    bands = tuple(
+        dataclasses.replace(band, filter=str((base / band.filter).resolve()))
+        if (base / band.filter).is_file()
+        else band
+        for band in catalog.bands
+    )
+    path = str((base / catalog.path).resolve()) if catalog.path else ""
+    return dataclasses.replace(catalog, path=path, bands=bands)
+
+
+def main() -> NoReturn:
+    """Entry point: mistakes of the user end with a sentence, not a traceback."""
+    try:
+        app()
+    except (ValueError, KeyError, FileNotFoundError, OSError) as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        err.print(f"popsed-jax: {message}", style="red", highlight=False, markup=False)
+    sys.exit(2)

@@ -1,0 +1,72 @@
+"""What a long run shows on the terminal and writes into its log."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+
+class Progress:
+    """Sentences and a bar over epochs with loss, ratio to the noise floor and time left.
+
+    Args:
+        show: print on the terminal (standard error, so that output can be piped).
+        log: file that gets every sentence and epoch with the time since the start; appended to.
+    """
+
+    def __init__(self, show: bool = True, log: Path | None = None) -> None:
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not show,
+        )
+        self._show = show
+        self._task: TaskID | None = None
+        self._started = time.perf_counter()
+        self._log = None
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            self._log = log.open("a")
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        if self._log is not None:
+            self._log.close()
+
+    def say(self, sentence: str) -> None:
+        """One line for the terminal and the log."""
+        if self._show:
+            self._bar.console.print(sentence, highlight=False, markup=False)
+        self._write(sentence)
+
+    def start_epochs(self, total: int, done: int = 0) -> None:
+        """Begin the bar."""
+        self._task = self._bar.add_task("training", total=total, completed=done, state="compiling")
+
+    def epoch(self, done: int, loss: float, ratio: float) -> None:
+        """Advance the bar."""
+        state = f"loss {loss:.3f}  distance/floor {ratio:.2f}"
+        if self._task is not None:
+            self._bar.update(self._task, completed=done, state=state)
+        self._write(f"epoch {done}: {state}")
+
+    def _write(self, line: str) -> None:
+        if self._log is not None:
+            self._log.write(f"{time.perf_counter() - self._started:8.1f} s  {line}\n")
+            self._log.flush()

@@ -1,0 +1,187 @@
+"""The neural spline flow: one table of instances, every law of a density applied to each."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.scipy.stats import multivariate_normal
+
+from popsed_jax.flows.spline import FlowConfig, SplineFlow, init_flow, whiten
+from popsed_jax.population.train import fit_flow
+
+SMALL = FlowConfig(num_layers=4, hidden=16, num_blocks=1, num_bins=6, tail_bound=4.0)
+NUM = 64
+
+
+class Instance(NamedTuple):
+    """A flow of some size, on an affine map or not."""
+
+    dim: int
+    affine: bool
+
+
+INSTANCES = [Instance(2, False), Instance(2, True), Instance(3, True), Instance(5, False), Instance(5, True)]
+each_instance = pytest.mark.parametrize("instance", INSTANCES, ids=lambda i: f"{i.dim}d{'-affine' * i.affine}")
+
+
+def affine_map(dim: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(dim)
+    chol = np.tril(0.4 * rng.normal(size=(dim, dim)), -1) + np.diag(rng.uniform(0.5, 1.5, dim))
+    return rng.normal(size=dim), chol
+
+
+def build(instance: Instance, perturbation: float = 0.3) -> SplineFlow:
+    """A flow whose weights are far from the identity's."""
+    mean, chol = affine_map(instance.dim) if instance.affine else (None, None)
+    as_jax = [None if x is None else jnp.asarray(x) for x in (mean, chol)]
+    flow = init_flow(jax.random.key(instance.dim), instance.dim, SMALL, *as_jax)
+    leaves, tree = jax.tree.flatten(flow.layers)
+    keys = jax.random.split(jax.random.key(99), len(leaves))
+    moved = [leaf + perturbation * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
+    return flow.replace(layers=jax.tree.unflatten(tree, moved))
+
+
+def base_points(dim: int) -> jax.Array:
+    """Some beyond the splines' bound, where the flow is the identity."""
+    return 2.0 * jax.random.normal(jax.random.key(5), (NUM, dim))
+
+
+@each_instance
+class TestLaws:
+    @pytest.mark.parametrize("x64", [False, True])
+    def test_round_trip(self, instance, x64):
+        # Four layers of splines with slopes of at most some tens multiply the rounding of 6e-8 or 1e-16.
+        atol = 1e-8 if x64 else 2e-3
+        with jax.enable_x64(x64):
+            flow, x = build(instance), base_points(instance.dim)
+            u, forward = jax.jit(SplineFlow.forward)(flow, x)
+            back, inverse = jax.jit(SplineFlow.inverse)(flow, u)
+            assert u.dtype == (jnp.float64 if x64 else jnp.float32)
+            np.testing.assert_allclose(back, x, atol=atol)
+            np.testing.assert_allclose(forward + inverse, 0.0, atol=10 * atol)
+            assert float(jnp.abs(u - x).max()) > 0.3  # not the identity: the test above means something
+
+    def test_log_det_is_that_of_the_jacobian(self, instance):
+        with jax.enable_x64(True):
+            flow, x = build(instance), base_points(instance.dim)[:16]
+            jacobian = jax.jit(jax.vmap(jax.jacfwd(lambda one: flow.forward(one[None])[0][0])))(x)
+            np.testing.assert_allclose(flow.forward(x)[1], jnp.linalg.slogdet(jacobian)[1], atol=1e-9)
+
+    def test_starts_as_the_normal_distribution(self, instance):
+        flow = build(instance, perturbation=0.0)
+        mean, chol = affine_map(instance.dim) if instance.affine else (np.zeros(instance.dim), np.eye(instance.dim))
+        u = mean + np.asarray(base_points(instance.dim)) @ chol.T
+        expected = multivariate_normal.logpdf(u, mean, chol @ chol.T)
+        # The last layer starts at a scale of 1e-3, not at zero, so that its gradient is not degenerate.
+        np.testing.assert_allclose(flow.log_prob(jnp.asarray(u)), expected, atol=0.05)
+
+    def test_sample_and_log_prob_agree(self, instance):
+        flow = build(instance)
+        u, log_prob = flow.sample_and_log_prob(jax.random.key(1), 500)
+        np.testing.assert_allclose(log_prob, flow.log_prob(u), atol=2e-2)  # float32, through the inverse
+        np.testing.assert_array_equal(u, flow.sample(jax.random.key(1), 500))
+
+    def test_an_ensemble_is_a_vmap(self, instance):
+        flows = [build(instance, 0.1), build(instance, 0.3)]
+        stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *flows)
+        u = base_points(instance.dim)
+        together = jax.vmap(SplineFlow.log_prob, in_axes=(0, None))(stacked, u)
+        for flow, row in zip(flows, together, strict=True):
+            np.testing.assert_allclose(row, flow.log_prob(u), rtol=1e-4, atol=1e-3)
+
+
+class TestDensity:
+    @pytest.fixture(scope="class")
+    def grid(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Grid points, density there, and cell area, of a 2-D flow."""
+        flow = build(Instance(2, True))
+        axis = np.linspace(-12.0, 12.0, 481)
+        points = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
+        density = np.exp(np.asarray(jax.jit(SplineFlow.log_prob)(flow, jnp.asarray(points)), float))
+        return points, density, (axis[1] - axis[0]) ** 2
+
+    def test_integrates_to_one(self, grid):
+        _, density, area = grid
+        assert density.sum() * area == pytest.approx(1.0, abs=3e-3)  # kinks of the density on a grid of 0.05
+
+    def test_samples_follow_it(self, grid):
+        points, density, area = grid
+        num = 20_000
+        u = np.asarray(build(Instance(2, True)).sample(jax.random.key(7), num))
+        center = np.median(u, axis=0)
+        for low, high in [((-np.inf, -np.inf), center), ((center[0], -np.inf), (np.inf, center[1]))]:
+            expected = density[np.all((points > low) & (points < high), axis=1)].sum() * area
+            found = np.mean(np.all((u > low) & (u < high), axis=1))
+            # Four binomial standard errors, and half a row of grid cells.
+            assert found == pytest.approx(expected, abs=4.0 * np.sqrt(0.25 / num) + 0.01)
+
+
+class TestWhiten:
+    def test_recovers_mean_and_covariance(self):
+        mean, chol = affine_map(3)
+        x = jax.random.normal(jax.random.key(0), (50_000, 3))
+        found_mean, found_chol = whiten(jnp.asarray(mean) + x @ jnp.asarray(chol).T)
+        np.testing.assert_allclose(found_mean, mean, atol=0.03)
+        np.testing.assert_allclose(found_chol, chol, atol=0.03)
+
+    def test_a_tied_parameter_keeps_width(self):
+        x = jax.random.normal(jax.random.key(0), (1000, 1))
+        _, chol = whiten(jnp.concatenate([x, 2.0 * x], axis=1))
+        assert float(chol[1, 1]) == pytest.approx(2.0 * np.sqrt(2e-3), rel=0.1)  # ridge of 1e-3 on both variances
+
+
+class TestFit:
+    def test_learns_a_mixture(self):
+        """Two components of unequal weight; the flow must come near the entropy of the truth."""
+        rng = np.random.default_rng(1)
+        centers = np.array([[-2.0, 0.0], [1.5, 1.0]])
+        chols = np.array([[[0.5, 0.0], [0.3, 0.4]], [[0.7, 0.0], [-0.5, 0.3]]])
+        weights = np.array([0.7, 0.3])
+
+        def draw(num: int) -> np.ndarray:
+            which = rng.choice(2, num, p=weights)
+            return centers[which] + np.einsum("nij,nj->ni", chols[which], rng.normal(size=(num, 2)))
+
+        def truth(u: np.ndarray) -> np.ndarray:
+            parts = [
+                np.log(w) + np.asarray(multivariate_normal.logpdf(u, c, L @ L.T))
+                for w, c, L in zip(weights, centers, chols, strict=True)
+            ]
+            return np.logaddexp(*parts)
+
+        config = FlowConfig(num_layers=4, hidden=32, num_blocks=1, num_bins=8)
+        flow, losses = fit_flow(jax.random.key(0), jnp.asarray(draw(8000), jnp.float32), config, 800, 512)
+        held_out = draw(8000)
+        missed = truth(held_out).mean() - float(flow.log_prob(jnp.asarray(held_out, jnp.float32)).mean())
+        gaussian = np.cov(held_out.T)
+        missed_by_gaussian = truth(held_out).mean() - float(
+            multivariate_normal.logpdf(held_out, held_out.mean(0), gaussian).mean()
+        )
+        assert losses.shape == (800,)
+        assert bool(jnp.all(jnp.isfinite(losses)))
+        assert missed_by_gaussian > 0.3  # there is something to learn
+        # 0.0 +- 0.01 would be the truth itself (the error of the mean difference); a small flow misses some hundredths.
+        assert -0.02 < missed < 0.08
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"num_layers": 3}, "num_layers = 3 must be even and at least 2"),
+            ({"num_layers": 0}, "num_layers = 0 must be even"),
+            ({"hidden": 0}, "hidden = 0 must be at least 1"),
+            ({"num_blocks": 0}, "num_blocks = 0 must be at least 1"),
+            ({"num_bins": 1}, "num_bins = 1 must be at least 2"),
+            ({"tail_bound": 0.0}, "tail_bound = 0.0 must be positive"),
+        ],
+    )
+    def test_config(self, settings, message):
+        with pytest.raises(ValueError, match=f"flow: {message}"):
+            FlowConfig(**settings)
+
+    def test_one_dimension(self):
+        with pytest.raises(ValueError, match="a coupling flow needs at least two dimensions, got 1"):
+            init_flow(jax.random.key(0), 1)

@@ -1,0 +1,202 @@
+"""The survey's noise learned from its quoted errors, and what it keeps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from popsed_jax.observe.magnitudes import ab_mag, asinh_mag, asinh_mag_inverse
+from popsed_jax.observe.noise import NoiseModel, fit_noise_model, fit_softening
+from popsed_jax.observe.selection import MagnitudeLimit, SelectionConfig, detection_probability
+
+SKY, FRACTION, SCATTER = 1e-10, 0.02, 0.05  # of the `noise` fixture
+
+
+def sigma_true(flux):
+    return np.hypot(SKY, FRACTION * flux)
+
+
+class TestFit:
+    def test_recovers_sigma(self, noise):
+        flux = np.repeat(np.geomspace(3e-10, 5e-7, 30)[:, None], 5, axis=1)
+        found = noise.sigma(jnp.asarray(flux), jnp.zeros(flux.shape))
+        # The median over a kernel one knot wide, of 4,000 galaxies with 12 % scatter: 1-2 %; the rest is curvature.
+        np.testing.assert_allclose(found, sigma_true(flux), rtol=0.06)
+
+    def test_recovers_scatter(self, noise):
+        inner = np.asarray(noise.scatter)[:, 2:-2]
+        assert np.mean(inner) == pytest.approx(SCATTER, rel=0.1)
+        # The slope of sigma across the kernel adds to it in quadrature.
+        assert np.all((inner > 0.6 * SCATTER) & (inner < 2.0 * SCATTER))
+
+    def test_depth_is_in_standard_deviations(self, noise):
+        flux = jnp.full((1, 5), 1e-8)
+        shallow, median = (np.asarray(noise.sigma(flux, jnp.full((1, 5), depth))) for depth in (1.0, 0.0))
+        np.testing.assert_allclose(np.log10(shallow / median), SCATTER, rtol=0.4)
+
+    def test_beyond_the_knots_it_is_constant(self, noise):
+        flux = jnp.array([[-1e-3] * 5, [1e-3] * 5])
+        sigma = np.asarray(noise.sigma(flux, jnp.zeros(flux.shape)))
+        np.testing.assert_allclose(sigma[0], 10.0 ** np.asarray(noise.log_sigma)[:, 0], rtol=1e-5)
+        np.testing.assert_allclose(sigma[1], 10.0 ** np.asarray(noise.log_sigma)[:, -1], rtol=1e-5)
+
+    def test_softening_is_the_error_of_the_faint(self):
+        rng = np.random.default_rng(0)
+        flux = 10.0 ** rng.uniform(-10.0, -6.0, (2000, 2))
+        error = np.where(flux < np.quantile(flux, 0.1, axis=0), [1e-10, 3e-10], 1.0)
+        np.testing.assert_allclose(fit_softening(flux, error), [1e-10, 3e-10])
+
+    def test_tied_fluxes(self):
+        error = np.full((50, 1), 1e-9)
+        model = fit_noise_model(np.full((50, 1), 1e-8), error)
+        sigma = model.sigma(jnp.array([[1e-8], [0.0], [-1e-8]]), jnp.zeros((3, 1)))
+        np.testing.assert_allclose(sigma, 1e-9, rtol=1e-4)
+
+    def test_negative_fluxes_are_ordinary(self):
+        rng = np.random.default_rng(4)
+        flux = 1e-9 * rng.normal(size=(500, 2))
+        model = fit_noise_model(flux, np.full(flux.shape, 1e-9))
+        observed, quoted = model.observe(jax.random.key(0), jnp.asarray(flux, jnp.float32))
+        assert bool(jnp.all(jnp.isfinite(observed)))
+        np.testing.assert_allclose(quoted, 1e-9, rtol=1e-4)
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="at least 20 galaxies, got 19"):
+            fit_noise_model(np.ones((19, 2)), np.ones((19, 2)))
+        with pytest.raises(ValueError, match="positive errors in every band"):
+            fit_noise_model(np.ones((30, 2)), np.zeros((30, 2)))
+
+
+class TestObserve:
+    @pytest.fixture(scope="class")
+    def cloud(self, noise) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """20,000 copies of one faint galaxy: its flux, the observed fluxes and the quoted errors."""
+        flux = np.full((20_000, 5), 3e-10)
+        observed, quoted = noise.observe(jax.random.key(1), jnp.asarray(flux, jnp.float32))
+        return flux, np.asarray(observed, float), np.asarray(quoted, float)
+
+    def test_unbiased_and_as_wide_as_sigma(self, cloud):
+        flux, observed, _ = cloud
+        pull = (observed - flux) / sigma_true(flux)
+        assert abs(pull.mean()) < 5.0 / np.sqrt(pull.size)
+        # Scatter in sigma (0.05 dex) widens the mixture by 1.3 %; sigma itself is known to a few per cent.
+        assert pull.std() == pytest.approx(1.0, abs=0.06)
+
+    def test_the_quoted_error_is_that_of_the_observed_flux(self, noise, cloud):
+        """If it were that of the true flux, equal truths would be given away by equal errors."""
+        rng = np.random.default_rng(3)
+        flux = 10.0 ** rng.uniform(-9.5, -7.0, (5000, 5))
+        model = noise.replace(scatter=jnp.zeros_like(noise.scatter))
+        observed, quoted = model.observe(jax.random.key(2), jnp.asarray(flux, jnp.float32))
+        np.testing.assert_allclose(quoted, model.sigma(observed, jnp.zeros(observed.shape)), rtol=1e-6)
+        from_truth = model.sigma(jnp.asarray(flux, jnp.float32), jnp.zeros(flux.shape))
+        assert float(jnp.mean(jnp.abs(quoted / from_truth - 1.0) > 1e-3)) > 0.5
+        # Conditional on the truth, the errors must vary with what was observed.
+        _, observed, quoted = cloud
+        bright = observed > np.quantile(observed, 0.9)
+        faint = observed < np.quantile(observed, 0.5)
+        assert np.median(quoted[bright]) >= np.median(quoted[faint])
+
+    def test_divisor_quiets_the_noise_but_not_the_quoted_error(self, noise):
+        flux = jnp.full((4000, 5), 1e-8)
+        full, error_full = noise.observe(jax.random.key(3), flux)
+        quiet, error_quiet = noise.observe(jax.random.key(3), flux, 20.0)
+        np.testing.assert_allclose((quiet - flux) * 20.0, full - flux, atol=3e-14)  # 20 roundings of 1e-8 in float32
+        assert float(jnp.median(error_quiet / error_full)) == pytest.approx(1.0, abs=0.01)
+
+    def test_floor_is_in_the_noise_only(self, noise):
+        flux = jnp.full((20_000, 5), 1e-7)
+        loud = noise.replace(floor=jnp.full(5, 0.1))
+        observed, quoted = loud.observe(jax.random.key(4), flux)
+        width = np.asarray(observed, float).std() / 1e-7
+        assert width == pytest.approx(np.hypot(0.1, FRACTION), rel=0.02)
+        assert float(jnp.median(quoted)) == pytest.approx(FRACTION * 1e-7, rel=0.06)
+
+    def test_fit_carries_the_floor(self):
+        model = fit_noise_model(np.geomspace(1e-9, 1e-7, 40)[:, None], np.full((40, 1), 1e-9), floor=0.03)
+        np.testing.assert_allclose(model.floor, 0.03)
+
+    def test_gradient_through_the_noise_is_finite(self, noise):
+        def total(flux):
+            return jnp.sum(noise.observe(jax.random.key(5), flux)[0])
+
+        flux = jnp.array([[-1e-9] * 5, [0.0] * 5, [1e-7] * 5])
+        slope = jax.grad(total)(flux)
+        assert bool(jnp.all(jnp.isfinite(slope)))
+        assert isinstance(noise, NoiseModel)
+
+
+class TestMagnitudes:
+    def test_zero_point(self):
+        np.testing.assert_allclose(ab_mag(jnp.array([1.0, 1e-8])), [0.0, 20.0], atol=1e-5)
+
+    def test_asinh_inverse(self):
+        softening = jnp.array([1e-10, 1e-9])
+        flux = jnp.array([[-3e-9, -3e-9], [0.0, 0.0], [1e-10, 1e-10], [1e-6, 1e-6]])
+        with jax.enable_x64(True):
+            back = asinh_mag_inverse(asinh_mag(flux, softening), softening)
+            np.testing.assert_allclose(back, flux, rtol=1e-6, atol=1e-18)
+
+    def test_asinh_is_ab_when_bright(self):
+        # 2 (softening / flux)^2: 1e-6 relative at a thousand softenings.
+        flux = jnp.array([[1e-6]])
+        np.testing.assert_allclose(asinh_mag(flux, jnp.array([1e-9])), ab_mag(flux), atol=1e-5)
+
+
+class TestSelection:
+    FILTERS = ("sdss_g0", "sdss_r0")
+
+    def flux(self, *mags):
+        return jnp.asarray(10.0 ** (-0.4 * np.array(mags)))
+
+    def test_half_at_the_limit(self):
+        selection = SelectionConfig((MagnitudeLimit("sdss_r0", 17.77, 0.1),))
+        probability = detection_probability(
+            self.flux([20.0, 17.77], [20.0, 17.67], [0.0, 17.87]), self.FILTERS, selection
+        )
+        # Phi(0), Phi(1), Phi(-1); a float32 magnitude is good to 2e-6, a fiftieth thousandth of the width.
+        np.testing.assert_allclose(probability, [0.5, 0.841345, 0.158655], atol=2e-5)
+
+    def test_limits_multiply(self):
+        one = MagnitudeLimit("sdss_r0", 18.0, 0.2)
+        two = MagnitudeLimit("sdss_g0", 18.5, 0.4)
+        flux = self.flux([18.4, 17.9], [18.9, 18.1])
+        both = detection_probability(flux, self.FILTERS, SelectionConfig((one, two)))
+        alone = [detection_probability(flux, self.FILTERS, SelectionConfig((limit,))) for limit in (one, two)]
+        np.testing.assert_allclose(both, alone[0] * alone[1], rtol=1e-6)
+
+    def test_none_keeps_everything(self):
+        flux = jnp.array([[-1.0, 0.0], [1e-30, 1.0]])
+        np.testing.assert_array_equal(detection_probability(flux, self.FILTERS, SelectionConfig()), 1.0)
+
+    def test_filters_in_order_and_once(self):
+        limits = [MagnitudeLimit(name, 20.0) for name in ("sdss_r0", "sdss_g0", "sdss_r0")]
+        assert SelectionConfig(tuple(limits)).filters == ("sdss_r0", "sdss_g0")
+
+    def test_missing_filter(self):
+        selection = SelectionConfig((MagnitudeLimit("sdss_i0", 20.0),))
+        with pytest.raises(ValueError, match="selection in sdss_i0, which is not among the filters sdss_g0, sdss_r0"):
+            detection_probability(self.flux([20.0, 20.0]), self.FILTERS, selection)
+
+    def test_undetected_and_its_gradient(self):
+        selection = SelectionConfig((MagnitudeLimit("sdss_r0", 25.0),))
+
+        def total(flux):
+            return detection_probability(flux, self.FILTERS, selection).sum()
+
+        flux = jnp.array([[0.0, 0.0], [-1e-9, -1e-9], [1e-25, 1e-25]])
+        assert float(total(flux)) == 0.0
+        assert bool(jnp.all(jnp.isfinite(jax.grad(total)(flux))))
+        assert float(jnp.abs(jax.grad(total)(self.flux([25.0, 25.0])[None])).max()) > 0.0
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"limit": 50.0}, "limit = 50.0 in sdss_r0 is no AB magnitude between 0 and 40"),
+            ({"limit": float("nan")}, "limit = nan in sdss_r0"),
+            ({"limit": 18.0, "width": 0.0}, "width = 0.0 in sdss_r0 must be positive"),
+        ],
+    )
+    def test_errors(self, settings, message):
+        with pytest.raises(ValueError, match=f"selection: {message}"):
+            MagnitudeLimit("sdss_r0", **settings)

@@ -1,0 +1,190 @@
+"""Training: one compilation, resuming, interrupting, and what the objective does."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import same, tiny_catalog, tiny_config
+
+import popsed_jax as pj
+from popsed_jax.population.checkpoint import CheckpointError
+from popsed_jax.population.fit import FitConfig, build_members, build_problem, noise_floor, train, train_settings
+from popsed_jax.population.objective import member_loss
+from popsed_jax.population.schedules import build_schedule
+from popsed_jax.population.train import init_state, run_epoch
+
+
+@pytest.fixture(scope="module")
+def ready():
+    config = tiny_config()
+    catalog = tiny_catalog(config)
+    forward = pj.build_survey(catalog, config)
+    problem, floor = build_problem(jax.random.key(0), catalog.flux, catalog.flux_error, forward, config.fit)
+    members, reference = build_members(jax.random.key(1), problem, config.reference, config.flow, config.fit)
+    settings = train_settings(config.fit, config.transport, 3)
+    schedule = build_schedule(config.anneal, config.fit.num_epochs, 1e-3)
+    return config, problem, floor, members, reference, settings, schedule
+
+
+def test_one_compilation_serves_all_epochs_schedules_and_seeds(ready) -> None:
+    _, problem, _, members, _, settings, schedule = ready
+    before = run_epoch._cache_size()
+    train(jax.random.key(2), problem, members, schedule, settings)
+    after_first = run_epoch._cache_size()
+    other = schedule._replace(blur=2.0 * schedule.blur, sinkhorn=1.0 - schedule.sinkhorn)
+    train(jax.random.key(3), problem, members, other, settings)
+    assert after_first - before == 1
+    assert run_epoch._cache_size() == after_first
+
+
+def test_the_same_key_gives_the_same_states_and_another_does_not(ready) -> None:
+    _, problem, _, members, _, settings, schedule = ready
+    one, _ = train(jax.random.key(2), problem, members, schedule, settings)
+    again, _ = train(jax.random.key(2), problem, members, schedule, settings)
+    other, _ = train(jax.random.key(4), problem, members, schedule, settings)
+    assert same(one, again)
+    assert not same(one.trained, other.trained)
+
+
+def test_continuing_half_way_equals_the_uninterrupted_run(ready) -> None:
+    _, problem, _, members, _, settings, schedule = ready
+    whole, history = train(jax.random.key(2), problem, members, schedule, settings)
+    kept = []
+    first = schedule._replace(**{name: column[:2] for name, column in schedule._asdict().items()})
+    half, _ = train(jax.random.key(2), problem, members, first, settings, lambda e, s, i: kept.append(i))
+    rest, later = train(jax.random.key(2), problem, members, schedule, settings, state=half, start=2)
+    assert same(whole, rest)
+    assert same(history, [*kept, *later])
+
+
+def test_the_flat_control_has_no_reference_and_no_weight(ready) -> None:
+    _, problem, _, members, reference, settings, schedule = ready
+    assert np.asarray(members.controlled).tolist() == [1.0, 1.0, 0.0]
+    assert reference.shape[0] == 2
+    control = jax.tree.map(lambda leaf: leaf[-1], members)
+    trained = jax.tree.map(lambda leaf: leaf[-1], init_state(members, settings).trained)
+    near, far = (
+        member_loss(trained, jax.random.key(0), control, problem, schedule.row(0), jnp.asarray(weight), settings)[0]
+        for weight in (-5.0, 5.0)
+    )
+    assert near == far  # lambda does not reach it
+
+
+def test_kl_is_zero_at_the_reference_and_positive_away_from_it(ready) -> None:
+    _, problem, _, members, _, settings, schedule = ready
+    member = jax.tree.map(lambda leaf: leaf[0], members)
+    trained = jax.tree.map(lambda leaf: leaf[0], init_state(members, settings).trained)
+    args = (jax.random.key(0), member, problem, schedule.row(0), jnp.asarray(0.0), settings)
+    at_reference = member_loss(trained, *args)[1].kl
+    assert abs(float(at_reference)) < 1e-4  # float32 round trip through the flow
+    moved = trained._replace(layers=jax.tree.map(lambda leaf: leaf + 0.2, trained.layers))
+    assert float(member_loss(moved, *args)[1].kl) > 0.05
+
+
+def test_gradients_reach_layers_offsets_and_shifts(ready) -> None:
+    _, problem, _, members, _, settings, schedule = ready
+    member = jax.tree.map(lambda leaf: leaf[0], members)
+    trained = jax.tree.map(lambda leaf: leaf[0] + 0.01, init_state(members, settings).trained)
+    grads, _ = jax.grad(member_loss, has_aux=True)(
+        trained, jax.random.key(0), member, problem, schedule.row(2), jnp.asarray(0.0), settings
+    )
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(grads))
+    assert bool(jnp.all(grads.offset != 0))
+    assert float(jnp.abs(grads.shift).max()) > 0
+
+
+def test_the_noise_floor_shrinks_with_size_and_sees_a_shift() -> None:
+    cloud = jax.random.normal(jax.random.key(0), (1200, 3))
+    small, large = (noise_floor(jax.random.key(1), cloud, num, 0.5).mean for num in (100, 600))
+    assert large < small
+    shifted = noise_floor(jax.random.key(1), jnp.concatenate([cloud[:600], cloud[600:] + 5.0]), 600, 0.5).mean
+    assert shifted < 1.5 * large  # random halves mix both clouds: the floor is the data's own, not their structure
+
+
+def test_settings_are_checked() -> None:
+    for bad, words in [
+        ({"num_members": 0}, "num_members = 0"),
+        ({"num_kl": 5000}, "num_kl"),
+        ({"held_out": 0.0}, "held_out = 0.0"),
+        ({"target_ratio": -1.0}, "target_ratio = -1.0"),
+        ({"offset_sigma": -0.1}, "must not be negative"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            FitConfig(**bad)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    config = tiny_config(flat_control=False)
+    folder = tmp_path_factory.mktemp("run")
+    result = pj.fit(tiny_catalog(config), config, out=folder, show_progress=False)
+    return config, folder, result
+
+
+def test_a_run_writes_all_its_files(finished) -> None:
+    _, folder, result = finished
+    for name in (
+        "config.toml",
+        "population/population.json",
+        "population/weights.safetensors",
+        "metrics.json",
+        "log.txt",
+    ):
+        assert (folder / name).is_file()
+    for name in ("samples", "reference", "photometry", "history"):
+        assert len(pj.read_table(folder / f"{name}.parquet")) > 0
+    assert "epoch 3: loss" in (folder / "log.txt").read_text()
+    assert result.metrics["redshift"]["num_spectroscopic"] == 400
+    assert isinstance(result.reason, str)
+    assert not list(folder.rglob("*.pkl"))
+    assert not list(folder.rglob("*.part"))
+
+
+def test_redshifts_never_reach_the_fit(finished) -> None:
+    config, _, result = finished
+    catalog = tiny_catalog(config)
+    blind = dataclasses.replace(catalog, redshift=None)
+    other = pj.fit(blind, config, show_progress=False)
+    assert other.metrics["redshift"] is None
+    assert same(other.population, result.population)
+
+
+def test_ctrl_c_leaves_a_usable_run_and_resume_ends_where_the_whole_run_would(finished, tmp_path, monkeypatch) -> None:
+    config, _, whole = finished
+    catalog = tiny_catalog(config)
+    save = pj.run.Checkpoint.save
+
+    def stop_after_two(self, state, history) -> None:
+        save(self, state, history)
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pj.run.Checkpoint, "save", stop_after_two)
+    stopped = pj.fit(catalog, config, out=tmp_path, show_progress=False)
+    assert not stopped.converged
+    assert "Stopped after epoch 2 of 3" in stopped.reason
+    assert pj.load_population(tmp_path / "population").num_members == 2
+    monkeypatch.undo()
+    resumed = pj.fit(catalog, config, out=tmp_path, resume=True, show_progress=False)
+    assert same(resumed.population, whole.population)
+    assert same(resumed.history, whole.history)
+
+
+def test_resuming_names_what_is_wrong(finished, tmp_path) -> None:
+    config, folder, _ = finished
+    catalog = tiny_catalog(config)
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        pj.fit(catalog, config, out=tmp_path, resume=True, show_progress=False)
+    other = dataclasses.replace(config, fit=dataclasses.replace(config.fit, learning_rate=2e-3))
+    with pytest.raises(CheckpointError, match="belongs to other settings"):
+        pj.fit(catalog, other, out=folder, resume=True, show_progress=False)
+    state = folder / "checkpoint" / "state.safetensors"
+    content = state.read_bytes()
+    state.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=r"state\.safetensors is damaged or truncated"):
+        pj.fit(catalog, config, out=folder, resume=True, show_progress=False)
+    state.write_bytes(content)
