@@ -22,7 +22,11 @@ class Instance(NamedTuple):
     affine: bool
 
 
-INSTANCES = [Instance(2, False), Instance(2, True), Instance(3, True), Instance(5, False), Instance(5, True)]
+INSTANCES = [Instance(2, False), Instance(3, True), Instance(5, True)]
+# One compilation for each size and precision, shared by all tests.
+FORWARD, INVERSE, LOG_PROB = (
+    jax.jit(method) for method in (SplineFlow.forward, SplineFlow.inverse, SplineFlow.log_prob)
+)
 each_instance = pytest.mark.parametrize("instance", INSTANCES, ids=lambda i: f"{i.dim}d{'-affine' * i.affine}")
 
 
@@ -32,8 +36,11 @@ def affine_map(dim: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=dim), chol
 
 
-def build(instance: Instance, perturbation: float = 0.3) -> SplineFlow:
-    """A flow whose weights are far from the identity's."""
+def build(instance: Instance, perturbation: float = 0.05) -> SplineFlow:
+    """A flow far from the identity: it moves points by up to 4 and log densities by up to 10.
+
+    Twice as much is no longer invertible in single precision: slopes of 1e-3 to 1e3 in every layer.
+    """
     mean, chol = affine_map(instance.dim) if instance.affine else (None, None)
     as_jax = [None if x is None else jnp.asarray(x) for x in (mean, chol)]
     flow = init_flow(jax.random.key(instance.dim), instance.dim, SMALL, *as_jax)
@@ -52,56 +59,58 @@ def base_points(dim: int) -> jax.Array:
 class TestLaws:
     @pytest.mark.parametrize("x64", [False, True])
     def test_round_trip(self, instance, x64):
-        # Four layers of splines with slopes of at most some tens multiply the rounding of 6e-8 or 1e-16.
-        atol = 1e-8 if x64 else 2e-3
+        # The splines' slopes multiply the roundings (6e-8, 1e-16) by some hundreds: 4e-5 and 2e-13 measured.
+        atol = 2e-12 if x64 else 3e-4
         with jax.enable_x64(x64):
             flow, x = build(instance), base_points(instance.dim)
-            u, forward = jax.jit(SplineFlow.forward)(flow, x)
-            back, inverse = jax.jit(SplineFlow.inverse)(flow, u)
+            u, forward = FORWARD(flow, x)
+            back, inverse = INVERSE(flow, u)
             assert u.dtype == (jnp.float64 if x64 else jnp.float32)
             np.testing.assert_allclose(back, x, atol=atol)
-            np.testing.assert_allclose(forward + inverse, 0.0, atol=10 * atol)
-            assert float(jnp.abs(u - x).max()) > 0.3  # not the identity: the test above means something
+            np.testing.assert_allclose(forward + inverse, 0.0, atol=atol)
+            assert float(jnp.abs(forward - jnp.mean(forward)).max()) > 2.0  # not the identity
 
     def test_log_det_is_that_of_the_jacobian(self, instance):
         with jax.enable_x64(True):
-            flow, x = build(instance), base_points(instance.dim)[:16]
+            flow, x = build(instance), base_points(instance.dim)
             jacobian = jax.jit(jax.vmap(jax.jacfwd(lambda one: flow.forward(one[None])[0][0])))(x)
-            np.testing.assert_allclose(flow.forward(x)[1], jnp.linalg.slogdet(jacobian)[1], atol=1e-9)
+            np.testing.assert_allclose(FORWARD(flow, x)[1], jnp.linalg.slogdet(jacobian)[1], atol=1e-9)
 
     def test_starts_as_the_normal_distribution(self, instance):
         flow = build(instance, perturbation=0.0)
         mean, chol = affine_map(instance.dim) if instance.affine else (np.zeros(instance.dim), np.eye(instance.dim))
-        u = mean + np.asarray(base_points(instance.dim)) @ chol.T
+        x = jax.random.normal(jax.random.key(6), (NUM, instance.dim))
+        u = mean + np.asarray(x) @ chol.T
         expected = multivariate_normal.logpdf(u, mean, chol @ chol.T)
-        # The last layer starts at a scale of 1e-3, not at zero, so that its gradient is not degenerate.
-        np.testing.assert_allclose(flow.log_prob(jnp.asarray(u)), expected, atol=0.05)
+        # The last layer starts at a scale of 1e-3, not at zero: 0.02 on average in five dimensions.
+        assert float(jnp.mean(jnp.abs(LOG_PROB(flow, jnp.asarray(u)) - expected))) < 0.04
 
     def test_sample_and_log_prob_agree(self, instance):
         flow = build(instance)
-        u, log_prob = flow.sample_and_log_prob(jax.random.key(1), 500)
-        np.testing.assert_allclose(log_prob, flow.log_prob(u), atol=2e-2)  # float32, through the inverse
-        np.testing.assert_array_equal(u, flow.sample(jax.random.key(1), 500))
+        u, log_prob = flow.sample_and_log_prob(jax.random.key(1), NUM)
+        np.testing.assert_allclose(log_prob, LOG_PROB(flow, u), atol=2e-3)  # float32, through the inverse: 1e-4 to 1e-3
+        np.testing.assert_array_equal(u, flow.sample(jax.random.key(1), NUM))
 
     def test_an_ensemble_is_a_vmap(self, instance):
-        flows = [build(instance, 0.1), build(instance, 0.3)]
+        flows = [build(instance, 0.02), build(instance, 0.05)]
         stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *flows)
         u = base_points(instance.dim)
         together = jax.vmap(SplineFlow.log_prob, in_axes=(0, None))(stacked, u)
         for flow, row in zip(flows, together, strict=True):
-            np.testing.assert_allclose(row, flow.log_prob(u), rtol=1e-4, atol=1e-3)
+            np.testing.assert_allclose(row, LOG_PROB(flow, u), rtol=1e-4, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def grid() -> tuple[np.ndarray, np.ndarray, float]:
+    """Grid points, density there, and cell area, of a 2-D flow."""
+    flow = build(Instance(2, True))
+    axis = np.linspace(-12.0, 12.0, 481)
+    points = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
+    density = np.exp(np.asarray(LOG_PROB(flow, jnp.asarray(points)), float))
+    return points, density, (axis[1] - axis[0]) ** 2
 
 
 class TestDensity:
-    @pytest.fixture(scope="class")
-    def grid(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """Grid points, density there, and cell area, of a 2-D flow."""
-        flow = build(Instance(2, True))
-        axis = np.linspace(-12.0, 12.0, 481)
-        points = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
-        density = np.exp(np.asarray(jax.jit(SplineFlow.log_prob)(flow, jnp.asarray(points)), float))
-        return points, density, (axis[1] - axis[0]) ** 2
-
     def test_integrates_to_one(self, grid):
         _, density, area = grid
         assert density.sum() * area == pytest.approx(1.0, abs=3e-3)  # kinks of the density on a grid of 0.05
@@ -152,14 +161,14 @@ class TestFit:
             return np.logaddexp(*parts)
 
         config = FlowConfig(num_layers=4, hidden=32, num_blocks=1, num_bins=8)
-        flow, losses = fit_flow(jax.random.key(0), jnp.asarray(draw(8000), jnp.float32), config, 800, 512)
+        flow, losses = fit_flow(jax.random.key(0), jnp.asarray(draw(8000), jnp.float32), config, 300, 512)
         held_out = draw(8000)
         missed = truth(held_out).mean() - float(flow.log_prob(jnp.asarray(held_out, jnp.float32)).mean())
         gaussian = np.cov(held_out.T)
         missed_by_gaussian = truth(held_out).mean() - float(
             multivariate_normal.logpdf(held_out, held_out.mean(0), gaussian).mean()
         )
-        assert losses.shape == (800,)
+        assert losses.shape == (300,)
         assert bool(jnp.all(jnp.isfinite(losses)))
         assert missed_by_gaussian > 0.3  # there is something to learn
         # 0.0 +- 0.01 would be the truth itself (the error of the mean difference); a small flow misses some hundredths.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from popsed_jax.observe.magnitudes import ab_mag, asinh_mag, asinh_mag_inverse
-from popsed_jax.observe.noise import NoiseModel, fit_noise_model, fit_softening
+from popsed_jax.observe.noise import fit_noise_model, fit_softening
 from popsed_jax.observe.selection import MagnitudeLimit, SelectionConfig, detection_probability
 
 SKY, FRACTION, SCATTER = 1e-10, 0.02, 0.05  # of the `noise` fixture
@@ -20,19 +20,19 @@ class TestFit:
     def test_recovers_sigma(self, noise):
         flux = np.repeat(np.geomspace(3e-10, 5e-7, 30)[:, None], 5, axis=1)
         found = noise.sigma(jnp.asarray(flux), jnp.zeros(flux.shape))
-        # The median over a kernel one knot wide, of 4,000 galaxies with 12 % scatter: 1-2 %; the rest is curvature.
+        # The medians of some 700 galaxies with 12 % scatter are good to 1 %; straight lines between knots leave 4 %.
         np.testing.assert_allclose(found, sigma_true(flux), rtol=0.06)
 
     def test_recovers_scatter(self, noise):
         inner = np.asarray(noise.scatter)[:, 2:-2]
-        assert np.mean(inner) == pytest.approx(SCATTER, rel=0.1)
-        # The slope of sigma across the kernel adds to it in quadrature.
-        assert np.all((inner > 0.6 * SCATTER) & (inner < 2.0 * SCATTER))
+        # sigma rises by 0.3 dex across a knot's kernel, six times the scatter: that slope must not count as scatter.
+        assert np.mean(inner) == pytest.approx(SCATTER, rel=0.08)
+        np.testing.assert_allclose(inner, SCATTER, rtol=0.2)  # 3 % by counting, the rest is curvature
 
     def test_depth_is_in_standard_deviations(self, noise):
         flux = jnp.full((1, 5), 1e-8)
         shallow, median = (np.asarray(noise.sigma(flux, jnp.full((1, 5), depth))) for depth in (1.0, 0.0))
-        np.testing.assert_allclose(np.log10(shallow / median), SCATTER, rtol=0.4)
+        np.testing.assert_allclose(np.log10(shallow / median), SCATTER, rtol=0.2)
 
     def test_beyond_the_knots_it_is_constant(self, noise):
         flux = jnp.array([[-1e-3] * 5, [1e-3] * 5])
@@ -67,20 +67,21 @@ class TestFit:
             fit_noise_model(np.ones((30, 2)), np.zeros((30, 2)))
 
 
-class TestObserve:
-    @pytest.fixture(scope="class")
-    def cloud(self, noise) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """20,000 copies of one faint galaxy: its flux, the observed fluxes and the quoted errors."""
-        flux = np.full((20_000, 5), 3e-10)
-        observed, quoted = noise.observe(jax.random.key(1), jnp.asarray(flux, jnp.float32))
-        return flux, np.asarray(observed, float), np.asarray(quoted, float)
+@pytest.fixture(scope="module")
+def cloud(noise) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """20,000 copies of one galaxy whose error rises with flux: its flux, the observed fluxes and the quoted errors."""
+    flux = np.full((20_000, 5), 1e-8)
+    observed, quoted = noise.observe(jax.random.key(1), jnp.asarray(flux, jnp.float32))
+    return flux, np.asarray(observed, float), np.asarray(quoted, float)
 
+
+class TestObserve:
     def test_unbiased_and_as_wide_as_sigma(self, cloud):
         flux, observed, _ = cloud
         pull = (observed - flux) / sigma_true(flux)
         assert abs(pull.mean()) < 5.0 / np.sqrt(pull.size)
-        # Scatter in sigma (0.05 dex) widens the mixture by 1.3 %; sigma itself is known to a few per cent.
-        assert pull.std() == pytest.approx(1.0, abs=0.06)
+        # Scatter in sigma (0.05 dex) widens the mixture by 1.3 %; sigma itself is known to 4 %.
+        assert pull.std() == pytest.approx(1.013, abs=0.05)
 
     def test_the_quoted_error_is_that_of_the_observed_flux(self, noise, cloud):
         """If it were that of the true flux, equal truths would be given away by equal errors."""
@@ -91,11 +92,10 @@ class TestObserve:
         np.testing.assert_allclose(quoted, model.sigma(observed, jnp.zeros(observed.shape)), rtol=1e-6)
         from_truth = model.sigma(jnp.asarray(flux, jnp.float32), jnp.zeros(flux.shape))
         assert float(jnp.mean(jnp.abs(quoted / from_truth - 1.0) > 1e-3)) > 0.5
-        # Conditional on the truth, the errors must vary with what was observed.
+        # At one truth, the errors vary with what was observed (by 5 % from the faintest to the brightest tenth here).
         _, observed, quoted = cloud
-        bright = observed > np.quantile(observed, 0.9)
-        faint = observed < np.quantile(observed, 0.5)
-        assert np.median(quoted[bright]) >= np.median(quoted[faint])
+        bright, faint = observed > np.quantile(observed, 0.9), observed < np.quantile(observed, 0.1)
+        assert np.median(quoted[bright]) > 1.02 * np.median(quoted[faint])
 
     def test_divisor_quiets_the_noise_but_not_the_quoted_error(self, noise):
         flux = jnp.full((4000, 5), 1e-8)
@@ -123,7 +123,6 @@ class TestObserve:
         flux = jnp.array([[-1e-9] * 5, [0.0] * 5, [1e-7] * 5])
         slope = jax.grad(total)(flux)
         assert bool(jnp.all(jnp.isfinite(slope)))
-        assert isinstance(noise, NoiseModel)
 
 
 class TestMagnitudes:
@@ -131,11 +130,12 @@ class TestMagnitudes:
         np.testing.assert_allclose(ab_mag(jnp.array([1.0, 1e-8])), [0.0, 20.0], atol=1e-5)
 
     def test_asinh_inverse(self):
-        softening = jnp.array([1e-10, 1e-9])
-        flux = jnp.array([[-3e-9, -3e-9], [0.0, 0.0], [1e-10, 1e-10], [1e-6, 1e-6]])
         with jax.enable_x64(True):
+            softening = jnp.array([1e-10, 1e-9])
+            flux = jnp.array([[-3e-9, -3e-9], [0.0, 0.0], [1e-10, 1e-10], [1e-6, 1e-6]])
             back = asinh_mag_inverse(asinh_mag(flux, softening), softening)
-            np.testing.assert_allclose(back, flux, rtol=1e-6, atol=1e-18)
+            # A magnitude near 24 in double precision, 1e-15 x 24 in the exponent, on the scale of the softening.
+            np.testing.assert_allclose(back, flux, rtol=1e-12, atol=1e-22)
 
     def test_asinh_is_ab_when_bright(self):
         # 2 (softening / flux)^2: 1e-6 relative at a thousand softenings.

@@ -18,7 +18,7 @@ SPACE = ParameterSpace(
         Parameter("log_mass", 7.5, 13.0),
         Parameter("kappa1", 0.0, 1.0, power=3.0),
         Parameter("kappa2", 0.0, 1.0, power=2.0),
-        Parameter("dust_index", -1.0, 0.4, power=0.5),
+        Parameter("dust_index", -1.0, 0.4),
     )
 )
 DIM = len(SPACE)
@@ -68,11 +68,8 @@ class TestMap:
     def test_gradients_are_finite_on_the_bounds(self):
         low = jnp.array([p.low for p in SPACE.parameters])
         high = jnp.array([p.high for p in SPACE.parameters])
-        # Powers below one have a vertical tangent at the lower bound.
-        smooth = np.array([p.power >= 1.0 for p in SPACE.parameters])
         for theta in (low, high):
-            slope = np.asarray(jax.grad(lambda t: SPACE.to_u(t).sum())(theta))
-            assert np.all(np.isfinite(slope[smooth]))
+            assert bool(jnp.all(jnp.isfinite(jax.grad(lambda t: SPACE.to_u(t).sum())(theta))))
 
     def test_inside(self):
         middle = SPACE.to_theta(jnp.zeros(DIM))

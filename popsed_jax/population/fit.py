@@ -66,7 +66,7 @@ class FitConfig:
     offset_sigma: float = 0.03
     reference_strength: float = 100.0
     reference_draws: int = 6000
-    reference_steps: int = 250
+    reference_steps: int = 400
     reference_batch: int = 512
     flat_control: bool = True
 

@@ -159,9 +159,11 @@ def sample_reference(
         total += int(keep.sum())
         if total >= num:
             return jnp.asarray(np.concatenate(kept)[:num])
+        if attempt >= 4 and total == 0:
+            break  # not one of 100,000: the remaining batches would not help
     raise ValueError(
-        f"the selection keeps only {total} of {60 * batch} galaxies of the reference population: check [selection] (AB "
-        "magnitudes?) and the bounds of redshift and log_mass"
+        f"the selection keeps only {total} of {(attempt + 1) * batch} galaxies of the reference population: check "
+        "[selection] (AB magnitudes?) and the bounds of redshift and log_mass"
     )
 
 

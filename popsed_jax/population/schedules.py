@@ -80,12 +80,12 @@ def build_schedule(config: AnnealConfig, num_epochs: int, peak_learning_rate: fl
     with_sinkhorn = fraction >= config.sinkhorn_start
     progress = np.clip((fraction - config.sinkhorn_start) / max(0.75 * (1.0 - config.sinkhorn_start), 1e-9), 0.0, 1.0)
     rate = optax.cosine_onecycle_schedule(num_epochs + 1, peak_learning_rate, pct_start=max(config.warmup, 1e-3))
-    columns = Schedule(
-        blur=config.blur_start * (config.blur_end / config.blur_start) ** progress,
-        noise_divisor=1.0 + config.noise_factor * np.exp(-config.noise_rate * fraction),
-        learning_rate=np.array([float(rate(i + 1)) for i in range(num_epochs)]),
-        sliced=np.full(num_epochs, config.sliced),
-        sinkhorn=np.where(with_sinkhorn, config.sinkhorn, 0.0),
-        adapt=fraction >= config.adapt_start,
-    )
-    return Schedule(*(jnp.asarray(column, dtype=float) for column in columns))
+    columns = {
+        "blur": config.blur_start * (config.blur_end / config.blur_start) ** progress,
+        "noise_divisor": 1.0 + config.noise_factor * np.exp(-config.noise_rate * fraction),
+        "learning_rate": [float(rate(i + 1)) for i in range(num_epochs)],
+        "sliced": np.full(num_epochs, config.sliced),
+        "sinkhorn": np.where(with_sinkhorn, config.sinkhorn, 0.0),
+        "adapt": fraction >= config.adapt_start,
+    }
+    return Schedule(**{name: jnp.asarray(column, dtype=float) for name, column in columns.items()})

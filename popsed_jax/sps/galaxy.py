@@ -44,7 +44,8 @@ class ModelConfig:
     """What a galaxy is made of.
 
     Args:
-        ssp: "nebular" or "stellar" (shipped BC03-MILES templates, with and without the light of ionised gas), or the path of an HDF5 file in the layout of DSPS.
+        ssp: "nebular" or "stellar" (shipped BC03-MILES templates, with and without the light of ionised gas), or the path of
+            an HDF5 file in the layout of DSPS.
         sfh: star-formation history: four bases and a burst, delayed tau, or a single burst.
         metallicity_scatter: standard deviation of log10 Z within a galaxy [dex].
         cosmology: flat LCDM.
