@@ -136,7 +136,7 @@ def info_command() -> None:
     table.add_row("device works", f"compiled and ran in {time.perf_counter() - started:.2f} s")
     checks = check_data()
     for check in checks:
-        table.add_row(check.name, check.message)
+        table.add_row(check.name, "as shipped (checksum)" if check.ok else check.message)
     out.print(table)
     if not all(check.ok for check in checks):
         err.print("Embedded data are damaged: install the package again.")
@@ -178,5 +178,5 @@ def main() -> NoReturn:
         app()
     except (ValueError, KeyError, FileNotFoundError, OSError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        err.print(f"popsed-jax: {message}", style="red", highlight=False, markup=False)
+        err.print(f"popsed-jax: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
     sys.exit(2)

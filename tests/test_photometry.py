@@ -134,7 +134,7 @@ class TestKnownColours:
         return -2.5 * np.log10(integrate_spectrum(*old_population, redshift, curves))
 
     def test_rest_frame(self, old_population, curves):
-        u, g, r, *_ = self.mags(old_population, curves, 0.0)
+        _, g, r, *_ = self.mags(old_population, curves, 0.0)
         assert g - r == pytest.approx(0.80, abs=0.02)
         assert r == pytest.approx(6.63, abs=0.02)
 
@@ -153,7 +153,7 @@ class TestFilters:
         np.testing.assert_allclose([c.effective_wave for c in curves], [3550, 4690, 6170, 7490, 8930], rtol=0.015)
 
     def test_unknown_name_suggests(self):
-        with pytest.raises(ValueError, match="no filter 'sdss_q0' in the filter library.*the nearest are sdss_"):
+        with pytest.raises(ValueError, match=r"no filter 'sdss_q0' in the filter library.*the nearest are sdss_"):
             load_filter("sdss_q0")
 
     def test_a_file_is_a_filter(self, tmp_path, curves):

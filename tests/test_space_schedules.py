@@ -108,9 +108,9 @@ class TestSchedule:
         assert np.all(np.diff(schedule.blur) <= 1e-7)
         assert float(schedule.noise_divisor[0]) == pytest.approx(21.0)
         assert float(schedule.noise_divisor[-1]) == pytest.approx(1.0, abs=0.002)
-        np.testing.assert_array_equal(schedule.sinkhorn, np.arange(40) >= 24)
+        np.testing.assert_array_equal(schedule.sinkhorn, config.sinkhorn * (np.arange(40) >= 24))
         np.testing.assert_array_equal(schedule.adapt, np.arange(40) >= 10)
-        np.testing.assert_array_equal(schedule.sliced, np.ones(40))
+        np.testing.assert_array_equal(schedule.sliced, config.sliced)
 
     def test_learning_rate_rises_and_falls_once(self):
         rate = np.asarray(build_schedule(AnnealConfig(), 60, 1e-3).learning_rate)
@@ -128,7 +128,7 @@ class TestSchedule:
         np.testing.assert_array_equal(steady.noise_divisor, 1.0)
         np.testing.assert_array_equal(steady.sinkhorn, 0.0)
         at_once = build_schedule(AnnealConfig(sinkhorn_start=0.0, sliced=0.0, adapt_start=0.0, warmup=0.0), 1, 1e-3)
-        np.testing.assert_array_equal(at_once.sinkhorn, 1.0)
+        np.testing.assert_array_equal(at_once.sinkhorn, AnnealConfig().sinkhorn)
         np.testing.assert_array_equal(at_once.adapt, 1.0)
 
     def test_row(self):

@@ -9,6 +9,7 @@ the difference down.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -138,8 +139,8 @@ def _blend(contract: Callable[[Array], Array], node: Array, fraction: Array) -> 
 def _weighted_rows(weights: Array, rows: Array) -> Array:
     """Sum of table rows. Contracted before the redshifts are blended, and as a sum of products rather than a batched
     matrix product: XLA fuses these on a CPU, value and gradient together three times faster."""
-    num = weights.size
-    return jnp.sum(weights.reshape(num, 1) * rows.reshape(num, -1), axis=0).reshape(rows.shape[weights.ndim :])
+    num, left = weights.size, rows.shape[weights.ndim :]  # num is 0 for histories without bases
+    return jnp.sum(weights.reshape(num, 1) * rows.reshape(num, math.prod(left)), axis=0).reshape(left)
 
 
 def dimming(model: GalaxyModel, params: Mapping[str, Array]) -> Float[Array, ""]:

@@ -18,7 +18,7 @@ from popsed_jax.population.objective import Member, Problem, validation_distance
 from popsed_jax.population.reference import ReferenceConfig, build_library, draw_hyper, sample_reference
 from popsed_jax.population.schedules import Schedule
 from popsed_jax.population.space import SpaceName, build_space
-from popsed_jax.population.train import EpochInfo, TrainSettings, TrainState, fit_flow, init_state, run_epoch
+from popsed_jax.population.train import EpochInfo, TrainSettings, TrainState, fit_flows, init_state, run_epoch
 from popsed_jax.transport import TransportConfig
 
 
@@ -94,6 +94,9 @@ class FitConfig:
             raise ValueError("fit: offset_sigma, lambda_rate and kl_tie_break must not be negative")
 
 
+VALIDATION = 2**31 - 1  # folded into the training key; no epoch has this number
+
+
 class Floor(NamedTuple):
     """The data's own split-half distance at the validation's sizes: mean and standard deviation over splits."""
 
@@ -154,8 +157,7 @@ def build_members(
         draws.append(sample_reference(jax.random.fold_in(keys[2], i), forward, hyper, library, config.reference_draws))
     theta = jnp.stack(draws)
     u = forward.space.to_u(theta)
-    fit = jax.vmap(lambda k, x: fit_flow(k, x, flow, config.reference_steps, config.reference_batch))
-    flows, _ = fit(jax.random.split(keys[3], num), u)
+    flows, _ = fit_flows(jax.random.split(keys[3], num), u, flow, config.reference_steps, config.reference_batch)
     controlled = jnp.ones(num)
     if config.flat_control:
         flat = init_flow(keys[4], len(forward.space), flow)
@@ -190,9 +192,12 @@ def train(
 ) -> tuple[TrainState, list[EpochInfo]]:
     """Run the epochs from `start` on. The callback sees every epoch and may raise KeyboardInterrupt to stop."""
     state = init_state(members, settings) if state is None else state
+    validation_key = jax.random.fold_in(key, VALIDATION)
     history = []
     for epoch in range(start, len(schedule.blur)):
-        state, info = run_epoch(jax.random.fold_in(key, epoch), state, members, problem, schedule.row(epoch), settings)
+        state, info = run_epoch(
+            jax.random.fold_in(key, epoch), validation_key, state, members, problem, schedule.row(epoch), settings
+        )
         history.append(jax.tree.map(np.asarray, info))
         if callback is not None:
             callback(epoch, state, history[-1])
@@ -206,7 +211,6 @@ def train_settings(config: FitConfig, transport: TransportConfig, num_bands: int
     return TrainSettings(
         **shared | {"offset_sigma": config.offset_sigma or 1.0},
         num_bands=num_bands,
-        validation_seed=config.seed + 1,
         transport=transport,
     )
 

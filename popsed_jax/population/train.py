@@ -35,7 +35,6 @@ class TrainSettings:
     target_ratio: float
     kl_tie_break: float
     validation_blur: float
-    validation_seed: int
     transport: TransportConfig
 
 
@@ -71,7 +70,6 @@ class EpochInfo(NamedTuple):
     log_lambda: Float[Array, " member"]
 
 
-@partial(jax.jit, static_argnames=("config", "num_steps", "batch_size"))
 def fit_flow(
     key: Array, u: Float[Array, "num dim"], config: FlowConfig, num_steps: int, batch_size: int, peak: float = 3e-3
 ) -> tuple[SplineFlow, Float[Array, " step"]]:
@@ -102,6 +100,14 @@ def fit_flow(
     return dataclasses.replace(flow, layers=layers), losses
 
 
+@partial(jax.jit, static_argnames=("config", "num_steps", "batch_size"))
+def fit_flows(
+    keys: Array, u: Float[Array, "member num dim"], config: FlowConfig, num_steps: int, batch_size: int
+) -> tuple[SplineFlow, Float[Array, "member step"]]:
+    """`fit_flow` for all members at once, in one program."""
+    return jax.vmap(lambda key, draws: fit_flow(key, draws, config, num_steps, batch_size))(keys, u)
+
+
 def init_state(members: Member, settings: TrainSettings) -> TrainState:
     """Members at their references, without offsets."""
     num = members.controlled.shape[0]
@@ -125,12 +131,19 @@ def init_state(members: Member, settings: TrainSettings) -> TrainState:
 
 @partial(jax.jit, static_argnames="settings", donate_argnames="state")
 def run_epoch(
-    key: Array, state: TrainState, members: Member, problem: Problem, row: Schedule, settings: TrainSettings
+    key: Array,
+    validation_key: Array,
+    state: TrainState,
+    members: Member,
+    problem: Problem,
+    row: Schedule,
+    settings: TrainSettings,
 ) -> tuple[TrainState, EpochInfo]:
     """One epoch of every member: `settings.steps_per_epoch` steps in one scan, then validation and bookkeeping.
 
     Args:
-        key: of this epoch; validation has its own fixed key, so that epochs compare.
+        key: of this epoch.
+        validation_key: the same in every epoch, so that epochs compare.
         row: this epoch's values of the schedule.
         settings: static (a `TrainSettings`).
     """
@@ -151,7 +164,7 @@ def run_epoch(
 
     keys = jax.random.split(key, settings.steps_per_epoch)
     (trained, opt_state), (loss, terms) = jax.lax.scan(step, (state.trained, state.opt_state), keys)
-    fixed = jax.random.split(jax.random.key(settings.validation_seed), num)
+    fixed = jax.random.split(validation_key, num)
     ratio = jax.vmap(validation_ratio, in_axes=(0, 0, 0, None, None))(fixed, trained, members, problem, settings)
     kl = jnp.mean(terms.kl[-max(1, settings.steps_per_epoch // 2) :], axis=0)
     objective = validation_objective(ratio, kl, members.controlled, settings)
