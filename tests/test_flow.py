@@ -69,9 +69,9 @@ class TestLaws:
         flow, x = build(instance), base_points(instance.dim)
         u, forward = FORWARD(flow, x)
         back, inverse = INVERSE(flow, u)
-        # The splines' slopes multiply the rounding of 6e-8 by some hundreds: 4e-5 measured.
-        np.testing.assert_allclose(back, x, atol=3e-4)
-        np.testing.assert_allclose(forward + inverse, 0.0, atol=3e-4)
+        # The splines' slopes multiply the rounding of 6e-8 by up to some thousands: 2e-4 and 5e-5 measured.
+        np.testing.assert_allclose(back, x, atol=1e-3)
+        np.testing.assert_allclose(forward + inverse, 0.0, atol=1e-3)
         assert float(jnp.abs(forward - jnp.mean(forward)).max()) > 2.0  # not the identity
 
     def test_log_det_is_that_of_the_jacobian(self, instance):
@@ -138,8 +138,8 @@ def test_double_precision_is_used():
         u, forward = FORWARD(flow, x)
         back, inverse = INVERSE(flow, u)
         assert u.dtype == jnp.float64
-        np.testing.assert_allclose(back, x, atol=2e-12)  # as above, from 1e-16: 2e-13 measured
-        np.testing.assert_allclose(forward + inverse, 0.0, atol=2e-12)
+        np.testing.assert_allclose(back, x, atol=2e-11)  # as above, from 1e-16: 4e-13 and 2e-12 measured
+        np.testing.assert_allclose(forward + inverse, 0.0, atol=2e-11)
 
 
 class TestWhiten:
@@ -176,13 +176,13 @@ class TestFit:
             return np.logaddexp(*parts)
 
         config = FlowConfig(num_layers=4, hidden=32, num_blocks=1, num_bins=8)
-        flow, losses = fit_flow(jax.random.key(0), jnp.asarray(draw(8000), jnp.float32), config, 300, 512)
+        flow, losses = fit_flow(jax.random.key(0), jnp.asarray(draw(8000), jnp.float32), config, 250, 256)
         held_out = draw(8000)
         missed = truth(held_out).mean() - float(LOG_PROB(flow, jnp.asarray(held_out, jnp.float32)).mean())
         gaussian = np.cov(held_out.T)
         normal = scipy.stats.multivariate_normal(held_out.mean(axis=0), gaussian)
         missed_by_gaussian = truth(held_out).mean() - normal.logpdf(held_out).mean()
-        assert losses.shape == (300,)
+        assert losses.shape == (250,)
         assert bool(jnp.all(jnp.isfinite(losses)))
         assert missed_by_gaussian > 0.3  # there is something to learn
         # 0.0 +- 0.01 would be the truth itself (the error of the mean difference); a small flow misses some hundredths.

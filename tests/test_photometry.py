@@ -84,8 +84,8 @@ class TestTable:
         redshift = float(model.grid.redshift[2])
         draws = model.space.sample_flat(jax.random.key(2), 8).at[:, 0].set(redshift)
         assert model.space.names[0] == "redshift"
-        found = jax.vmap(lambda one: flux_of(table, model, one))(draws)
-        spectra = np.asarray(jax.vmap(model.spectrum)(draws), float)
+        found = jax.jit(jax.vmap(lambda one: flux_of(table, model, one)))(draws)
+        spectra = np.asarray(jax.jit(jax.vmap(model.spectrum))(draws), float)
         filters = [load_filter(name) for name in BANDS[1:3]]
         wave = np.asarray(model.ssp.wave, float)
         expected = np.stack([integrate_spectrum(wave, s, redshift, filters, 5000) for s in spectra])
@@ -107,6 +107,41 @@ class TestTable:
             ValueError, match=r"filter wise_w4 \(.* Angstrom\) leaves the templates' range \(.*within redshift"
         ):
             build_photometry_table(model, ["wise_w4"])
+
+
+class TestGradients:
+    def test_against_finite_differences(self, galaxy_x64, table_x64, theta):
+        """Every parameter's derivative of every log flux, at 20 draws of the flat prior."""
+        space = galaxy_x64.space
+        with jax.enable_x64(True):
+            log_flux = jax.vmap(lambda one: jnp.log(flux_of(table_x64, galaxy_x64, one)))
+            points = jnp.asarray(theta[:20], jnp.float64)
+            exact = np.asarray(
+                jax.jit(jax.vmap(jax.jacfwd(lambda one: jnp.log(flux_of(table_x64, galaxy_x64, one)))))(points)
+            )
+            evaluate = jax.jit(log_flux)
+            # Small enough to stay inside a cell of redshift (0.002) and of log burst age; rounding leaves 1e-16 / 1e-6.
+            step = 1e-6 * np.array([p.high - p.low for p in space.parameters])
+            numeric = np.stack(
+                [(evaluate(points + h) - evaluate(points - h)) / (2.0 * h.sum()) for h in np.diag(step)], axis=-1
+            )
+        assert np.all(np.isfinite(exact))
+        np.testing.assert_allclose(exact, numeric, rtol=1e-5, atol=1e-7)
+        # The mass is exact, and every parameter moves the photometry of some galaxy.
+        np.testing.assert_allclose(exact[:, :, space.index("log_mass")], np.log(10.0), rtol=1e-9)
+        assert np.all(np.abs(exact).max(axis=(0, 1)) > 1e-3)
+
+    def test_on_the_bounds_and_before_the_big_bang(self, galaxy, table):
+        low = jnp.array([p.low for p in galaxy.space.parameters])
+        high = jnp.array([p.high for p in galaxy.space.parameters])
+        before = 0.5 * (low + high)
+        for name, value in (("redshift", 0.6), ("t_burst", 12.0)):
+            before = before.at[galaxy.space.index(name)].set(value)
+        gradient = jax.jit(jax.vmap(jax.jacrev(lambda one: jnp.log(flux_of(table, galaxy, one)))))
+        slope = gradient(jnp.stack([low, high, before]))
+        assert bool(jnp.all(jnp.isfinite(slope)))
+        # A burst cannot be older than the Universe: beyond its age the parameter does nothing.
+        np.testing.assert_array_equal(slope[2, :, galaxy.space.index("t_burst")], 0.0)
 
 
 class TestAgainstOthers:
@@ -198,7 +233,7 @@ class TestForward:
 
     def test_observe_returns_the_catalogue_bands(self, forward, theta):
         narrow = forward.replace(noise=jax.tree.map(lambda a: a[:2], forward.noise), num_bands=2)
-        observed, error = narrow.observe(jax.random.key(0), jnp.asarray(theta[:16]))
+        observed, error = jax.jit(ForwardModel.observe)(narrow, jax.random.key(0), jnp.asarray(theta[:16]))
         assert observed.shape == error.shape == (16, 2)
         assert bool(jnp.all(error > 0))
 

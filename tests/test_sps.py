@@ -10,7 +10,6 @@ import pytest
 from scipy.integrate import quad
 
 from popsed_jax.data import data_path
-from popsed_jax.observe.photometry import flux as flux_of
 from popsed_jax.sps.dust import birth_cloud_optical_depth, diffuse_optical_depth, transmission
 from popsed_jax.sps.galaxy import DERIVED, DERIVED_META, ModelConfig, build_galaxy_model
 from popsed_jax.sps.metallicity import LOG_Z_SUN, metallicity_weights
@@ -347,43 +346,6 @@ class TestDust:
         for t_burst, dimmed in ((0.008, True), (0.02, False)):
             cloudy, clear = (model.spectrum(put(model, theta, t_burst=t_burst, tau_birth=tau)) for tau in (1.0, 0.0))
             assert bool(jnp.any(cloudy < 0.9 * clear)) is dimmed
-
-
-class TestGradients:
-    def test_against_finite_differences(self, galaxy_x64, table_x64, theta):
-        """Every parameter's derivative of every log flux, at 20 draws of the flat prior."""
-        space = galaxy_x64.space
-        with jax.enable_x64(True):
-            log_flux = jax.vmap(lambda one: jnp.log(flux_of(table_x64, galaxy_x64, one)))
-            points = jnp.asarray(theta[:20], jnp.float64)
-            exact = np.asarray(
-                jax.jit(jax.vmap(jax.jacfwd(lambda one: jnp.log(flux_of(table_x64, galaxy_x64, one)))))(points)
-            )
-            evaluate = jax.jit(log_flux)
-            # Small enough to stay inside a cell of redshift (0.002) and of log burst age; rounding leaves 1e-16 / 1e-6.
-            step = 1e-6 * np.array([p.high - p.low for p in space.parameters])
-            numeric = np.stack(
-                [(evaluate(points + h) - evaluate(points - h)) / (2.0 * h.sum()) for h in np.diag(step)], axis=-1
-            )
-        assert np.all(np.isfinite(exact))
-        np.testing.assert_allclose(exact, numeric, rtol=1e-5, atol=1e-7)
-        # The mass is exact, and every parameter moves the photometry of some galaxy.
-        np.testing.assert_allclose(exact[:, :, space.index("log_mass")], np.log(10.0), rtol=1e-9)
-        assert np.all(np.abs(exact).max(axis=(0, 1)) > 1e-3)
-
-    def test_a_burst_before_the_big_bang_has_no_slope(self, galaxy, table):
-        theta = put(
-            galaxy, galaxy.space.to_theta(jnp.zeros(len(galaxy.space))), redshift=0.6, t_burst=12.0, f_burst=0.5
-        )
-        slope = jax.grad(lambda one: flux_of(table, galaxy, one)[2])(theta)
-        assert float(slope[galaxy.space.index("t_burst")]) == 0.0
-        assert bool(jnp.all(jnp.isfinite(slope)))
-
-    def test_finite_on_the_bounds(self, galaxy, table):
-        gradient = jax.jit(jax.vmap(jax.jacrev(lambda one: jnp.log(flux_of(table, galaxy, one)))))
-        low = jnp.array([p.low for p in galaxy.space.parameters])
-        high = jnp.array([p.high for p in galaxy.space.parameters])
-        assert bool(jnp.all(jnp.isfinite(gradient(jnp.stack([low, high])))))
 
 
 class TestTemplates:
