@@ -8,8 +8,8 @@
     galaxies["redshift"], result.population.log_prob(galaxies)
 
 Importing changes nothing global. DSPS, which this package builds on, switches JAX's 64-bit mode on when it is imported;
-the flag is put back (`popsed_jax._dsps`), because everything here is written and tested for float32, where flows are 1.6
-and matrix products 3 times faster. Switch `jax_enable_x64` on yourself to run in double precision.
+the flag is put back (`popsed_jax._dsps`), because everything here is written and tested for float32, the
+faster. Switch `jax_enable_x64` on yourself to run in double precision.
 """
 
 from popsed_jax.catalog import BandConfig, Catalog, CatalogConfig, build_catalog, embedded_catalog_config, read_catalog

@@ -44,8 +44,8 @@ class AnnealConfig:
             full noise at once.
         sinkhorn_start: fraction of the epochs after which the Sinkhorn divergence joins the sliced distance; 0: from the
             first epoch, 1: never.
-        sliced, sinkhorn: weights of the distances. A sliced distance sees small shifts of whole distributions, to which the
-            Sinkhorn divergence is blind among the noise of its finite batches: hence the larger weight.
+        sliced, sinkhorn: weights of the distances. A sliced distance over the squared noise floor is far smaller than a
+            Sinkhorn divergence over it, hence its larger weight.
         warmup: fraction of the epochs over which the learning rate rises.
         adapt_start: fraction of the epochs after which the weight of the reference is adapted.
     """
