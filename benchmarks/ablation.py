@@ -28,12 +28,15 @@ def variants(base: pj.RunConfig) -> dict[str, pj.RunConfig]:
         "sliced only": anneal(sinkhorn_start=1.0),
         "Sinkhorn only": anneal(sinkhorn_start=0.0, sliced=0.0),
         "no noise anti-annealing": anneal(noise_factor=0.0),
+        "sliced distance not debiased": dataclasses.replace(
+            base, transport=dataclasses.replace(base.transport, debias=False)
+        ),
         "no blur annealing": anneal(blur_start=end),
         "one flow": with_fit(base, num_members=1),
         "no band offsets": with_fit(base, offset_sigma=0.0),
         "space: magnitude (PopSED's)": with_fit(base, space="magnitude"),
         "space: color": with_fit(base, space="color"),
-        "space: whitened": with_fit(base, space="whitened"),
+        "space: photometry (bands and colors)": with_fit(base, space="photometry"),
     }
 
 
@@ -49,7 +52,7 @@ def main() -> None:
         num_members=args.members,
         num_epochs=args.epochs,
         flat_control=False,
-        reference_draws=4000,
+        reference_draws=10_000,
         reference_steps=200,
         max_validation=1000,
     )

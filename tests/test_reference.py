@@ -178,6 +178,22 @@ class TestSample:
         assert metals[0] < metals[1] - 0.3
         assert dust[0] > 1.5 * dust[1]
 
+    def test_histories_and_curves_follow_mass_and_dust(self, forward, library, detected):
+        moved = CENTRAL | {"history_slope": -0.2, "dust_index_slope": 0.3}
+        other = np.asarray(sample_reference(jax.random.key(1), forward, moved, library, 4 * NUM))
+
+        def slope(theta, name, against):
+            return np.polyfit(against, column(forward, theta, name), 1)[0]
+
+        mass, dust = column(forward, other, "log_mass"), np.log10(column(forward, other, "tau_v"))
+        assert slope(other, "kappa1", mass) < slope(detected, "kappa1", column(forward, detected, "log_mass")) - 0.08
+        older = sample_reference(jax.random.key(1), forward, CENTRAL | {"history_offset": -0.15}, library, NUM)
+        kappa = [column(forward, np.asarray(theta), "kappa1").mean() for theta in (older, detected)]
+        assert kappa[0] == pytest.approx(
+            kappa[1] - 0.15, abs=0.05
+        )  # error of each mean 0.01; the selection adds its own
+        assert slope(other, "dust_index", dust) == pytest.approx(0.3, abs=0.12)  # scatter 0.25, clipped at the bounds
+
     def test_impossible_selection(self, forward, library):
         selection = SelectionConfig((MagnitudeLimit("sdss_r0", 1.0),))
         with pytest.raises(

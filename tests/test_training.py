@@ -11,9 +11,10 @@ import pytest
 from tiny import same, tiny_catalog, tiny_config
 
 import popsed_jax as pj
+from popsed_jax.flows.spline import FlowConfig, init_flow
 from popsed_jax.population.checkpoint import CheckpointError
 from popsed_jax.population.fit import FitConfig, build_members, build_problem, noise_floor, train, train_settings
-from popsed_jax.population.objective import member_loss, validation_distance
+from popsed_jax.population.objective import member_loss, relative_entropy, validation_distance
 from popsed_jax.population.schedules import build_schedule
 from popsed_jax.population.train import init_state, run_epoch
 
@@ -83,6 +84,28 @@ def test_kl_is_zero_at_the_reference_and_positive_away_from_it(ready) -> None:
     assert abs(float(at_reference)) < 1e-4  # float32 round trip through the flow
     moved = trained._replace(layers=jax.tree.map(lambda leaf: leaf + 0.2, trained.layers))
     assert float(member_loss(moved, *args)[1].kl) > 0.05
+
+
+def test_relative_entropy_of_normals_and_its_gradient() -> None:
+    """KL(N(m, 1) || N(s, 1)) = |m - s|^2 / 2, so its slope in m is m - s; at zero distance without any noise."""
+    reference = init_flow(jax.random.key(0), 3, FlowConfig(num_layers=2, hidden=4, num_blocks=1, num_bins=4))
+    # Without its tiny initial weights the flow is the standard normal itself.
+    reference = dataclasses.replace(reference, layers=jax.tree.map(jnp.zeros_like, reference.layers))
+    shift = jnp.array([0.3, 0.0, -0.2])
+
+    @jax.jit
+    @jax.value_and_grad
+    def kl(mean):
+        flow = dataclasses.replace(reference, mean=mean)
+        return relative_entropy(flow.sample(jax.random.key(1), 256), flow, shift, reference)
+
+    value, slope = kl(shift)
+    assert abs(float(value)) < 1e-5
+    np.testing.assert_allclose(slope, 0.0, atol=1e-5)
+    moved = jnp.array([0.0, 0.5, 0.0])
+    value, slope = kl(moved)
+    assert float(value) == pytest.approx(0.5 * float(jnp.sum((moved - shift) ** 2)), abs=0.12)  # 256 draws: 0.04
+    np.testing.assert_allclose(slope, moved - shift, atol=1e-4)
 
 
 def test_gradients_reach_layers_offsets_and_shifts(ready) -> None:

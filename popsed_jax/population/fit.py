@@ -55,7 +55,7 @@ class FitConfig:
     num_kl: int = 128
     learning_rate: float = 1e-3
     seed: int = 0
-    space: SpaceName = "photometry"
+    space: SpaceName = "whitened"
     held_out: float = 0.2
     max_validation: int = 2000
     validation_blur: float = 0.2
@@ -65,7 +65,7 @@ class FitConfig:
     kl_tie_break: float = 0.05
     offset_sigma: float = 0.03
     reference_strength: float = 100.0
-    reference_draws: int = 6000
+    reference_draws: int = 20_000
     reference_steps: int = 400
     reference_batch: int = 512
     flat_control: bool = True

@@ -54,6 +54,11 @@ class ReferenceConfig:
         dust_mass_slope: d log tau_v / d log mass for star-forming galaxies.
         dust_quiescent: mean tau_v of quiescent galaxies (exponential).
         dust_index: mean slope offset of the attenuation curve (Salim+18, sec. 5); its scatter is 0.25.
+        dust_index_slope: of the mean dust_index in log10 tau_v about 0.3: dustier galaxies have flatter curves (Salim+18, fig. 9,
+            and models in Chevallard+13), by how much depends on the sample.
+        history_offset, history_slope: added to kappa1, the fraction of mass that does not form in the earliest base, and per
+            dex of mass above 10^10.8 Msun: ages at a given sSFR are uncertain by 0.1 to 0.2 dex (Leja+19, sec. 5), and older
+            in massive galaxies (Gallazzi+05, fig. 8).
         birth_cloud: ratio of tau_birth to tau_v (Price+14; the prior of Leja+19 is 1 +- 0.3).
         systematics: standard deviation, by parameter, of a shift of the whole reference along it; fitted with the population.
         burst_fraction: mean mass fraction of the burst (exponential; Kauffmann+03).
@@ -78,6 +83,9 @@ class ReferenceConfig:
     dust_mass_slope: tuple[float, float] = (0.20, 0.05)
     dust_quiescent: tuple[float, float] = (0.12, 0.03)
     dust_index: tuple[float, float] = (-0.30, 0.08)
+    dust_index_slope: tuple[float, float] = (0.0, 0.20)
+    history_offset: tuple[float, float] = (0.0, 0.05)
+    history_slope: tuple[float, float] = (0.0, 0.08)
     birth_cloud: tuple[float, float] = (1.0, 0.15)
     burst_fraction: float = 0.05
     systematics: dict[str, float] = dataclasses.field(default_factory=lambda: dict(SYSTEMATICS))
@@ -273,12 +281,17 @@ def _dress(
     def put(theta: Array, name: str, value: Array) -> Array:
         return theta.at[:, space.index(name)].set(value) if name in space.names else theta
 
+    def inside(name: str, value: Array) -> Array:
+        margin = 1e-4 * (space[name].high - space[name].low)
+        return jnp.clip(value, space[name].low + margin, space[name].high - margin)
+
     def truncated(key: Array, name: str, mean: Array | float, scatter: Array | float) -> Array:
         low, high = (space[name].low - mean) / scatter, (space[name].high - mean) / scatter
-        drawn = mean + scatter * jax.random.truncated_normal(key, low, high, (num,))
-        width = space[name].high - space[name].low
-        return jnp.clip(drawn, space[name].low + 1e-4 * width, space[name].high - 1e-4 * width)
+        return inside(name, mean + scatter * jax.random.truncated_normal(key, low, high, (num,)))
 
+    if "kappa1" in space.names:
+        kappa = theta[:, space.index("kappa1")] + hyper["history_offset"]
+        theta = put(theta, "kappa1", inside("kappa1", kappa + hyper["history_slope"] * (log_mass - 10.8)))
     metallicity = jnp.interp(log_mass, _MZR_MASS, _MZR_MEDIAN) + hyper["metallicity_offset"]
     theta = put(theta, "redshift", redshift)
     theta = put(
@@ -291,7 +304,8 @@ def _dress(
     theta = put(theta, "tau_v", tau_v)
     ratio = hyper["birth_cloud"] * (1.0 + 0.3 * jax.random.truncated_normal(keys[6], -3.0, 3.0, (num,)))
     theta = put(theta, "tau_birth", jnp.clip(tau_v * ratio, 1e-3, space["tau_birth"].high - 1e-3))
-    theta = put(theta, "dust_index", truncated(keys[7], "dust_index", hyper["dust_index"], 0.25))
+    index = hyper["dust_index"] + hyper["dust_index_slope"] * jnp.log10(jnp.maximum(tau_v, 0.02) / 0.3)
+    theta = put(theta, "dust_index", truncated(keys[7], "dust_index", index, 0.25))
     unit = put(theta, "log_mass", jnp.zeros(num))
     lost = map_batches(ForwardModel.derived, forward, unit)["log_mass_surviving"]
     bounds = space["log_mass"]

@@ -22,6 +22,7 @@ class TransportConfig:
         power: ground cost |x - y|^power / power, 1 or 2, for both distances.
         num_projections: directions of the sliced distance.
         orthogonal: draw directions in orthonormal sets.
+        debias: subtract the sampling term from the sliced distance, so that its minimum is not too narrow a model.
         num_scales: annealing steps of the Sinkhorn divergence.
         num_final: its steps at the target epsilon.
         num_sweeps: its sweeps in each step.
@@ -33,6 +34,7 @@ class TransportConfig:
     power: int = 2
     num_projections: int = 100
     orthogonal: bool = True
+    debias: bool = True
     num_scales: int = 8
     num_final: int = 2
     num_sweeps: int = 8
@@ -111,6 +113,7 @@ def transport_cost(
             weights_y=weights_y,
             power=config.power,
             orthogonal=config.orthogonal,
+            debias=config.debias,
         )
 
     def sinkhorn() -> Float[Array, ""]:
