@@ -12,7 +12,7 @@ from popsed_jax.population.schedules import AnnealConfig, build_schedule
 from popsed_jax.population.space import TAIL, build_space
 
 NUM_BANDS = 4
-KINDS = {"photometry": 2 * NUM_BANDS - 1, "color": NUM_BANDS, "magnitude": NUM_BANDS, "whitened": NUM_BANDS}
+KINDS = {"balanced": 2 * NUM_BANDS, "photometry": 2 * NUM_BANDS - 1, "color": NUM_BANDS, "magnitude": NUM_BANDS, "whitened": NUM_BANDS}
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
