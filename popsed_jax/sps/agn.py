@@ -81,7 +81,7 @@ LINES: tuple[Line, ...] = (
     Line("[S II]", 6732.67, 0.0, 1.49),
 )
 # Iron and the unresolved rest, each many lines wide. Their strengths and `balmer_ratio` were fitted once, together, to the
-# median SDSS quasar colours of Richards+01 (table 3; 0.4 <= z <= 2.4, without the redshifts that the tests compare) with
+# median SDSS quasar colours of Richards+01 (table 3; 0.4 <= z <= 2.4, without z = 0.5, 1, 1.5 and 2, which the tests keep) with
 # the host galaxy of Temple+21 added; they stand for all that the paper's templates hold beyond `LINES`.
 BLENDS: tuple[Line, ...] = (
     Line("He II + O III] + Al II + Fe II", 1650.0, 50.0, width=4.0),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import flax.struct
 import h5py
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr
@@ -143,22 +144,18 @@ def check_nebular(grid: NebularGrid, log_u: float, logz_gas: float | None = None
         raise ValueError(f"nebular: escape = {escape:g} is not a fraction between 0 and 1")
 
 
-def node_weights(
+def ionising_mass(
     grid: NebularGrid,
     weights: Float[Array, "ssp_met ssp_age"],
-    log_u: Float[Array, ""],
     logz_gas: Float[Array, ""] | None = None,
-    escape: Float[Array, ""] | float = 0.0,
-) -> Float[Array, "met log_u node"]:
-    """Mass on each template of the grid; linear in log U, log Z and log age, constant beyond the grid's ends.
+) -> Float[Array, "met node"]:
+    """Mass on each metallicity and age of the grid; linear in log Z and log age, constant beyond the grid's ends.
 
     Args:
         grid: the templates.
         weights: mass formed on each stellar template, of any total.
-        log_u: log10 ionisation parameter, -4 to 0.
         logz_gas: log10 gas metallicity over 0.02; None for gas as metal-rich as the stars. When given, the emission per
             ionising photon is that of the gas metallicity, and the photons remain those of the stars.
-        escape: fraction of the ionising light that escapes.
 
     Notes:
         The stars that ionise are those of the shipped templates. With gas as metal-rich as the stars, lines and continuum
@@ -166,13 +163,45 @@ def node_weights(
         to 1.19 times, as photons of other stars are harder or softer.
     """
     mass = grid.to_met.T @ weights @ grid.to_age
-    if logz_gas is not None:
-        gas = interpolation_weights(logz_gas + LOG_Z_SUN, grid.log_met)
-        # Photons of all stars, in units of those of a gas node's own stars: their ratio is near one, they overflow.
-        ratio = 10.0 ** (grid.log_photons[:, None] - grid.log_photons[None, :])
-        mass = gas[:, None] * jnp.einsum("sn,sgn->gn", mass, ratio)
+    if logz_gas is None:
+        return mass
+    gas = interpolation_weights(logz_gas + LOG_Z_SUN, grid.log_met)
+    # Photons of all stars, in units of those of a gas node's own stars: their ratio is near one, they overflow.
+    ratio = 10.0 ** (grid.log_photons[:, None] - grid.log_photons[None, :])
+    return gas[:, None] * jnp.einsum("sn,sgn->gn", mass, ratio)
+
+
+def node_weights(
+    grid: NebularGrid,
+    weights: Float[Array, "ssp_met ssp_age"],
+    log_u: Float[Array, ""],
+    logz_gas: Float[Array, ""] | None = None,
+    escape: Float[Array, ""] | float = 0.0,
+) -> Float[Array, "met log_u node"]:
+    """Mass on each template of the grid: `ionising_mass`, spread linearly in log U.
+
+    Args:
+        grid, weights, logz_gas: as for `ionising_mass`.
+        log_u: log10 ionisation parameter, -4 to 0.
+        escape: fraction of the ionising light that escapes.
+    """
     ionisation = interpolation_weights(log_u, grid.log_u)
+    mass = ionising_mass(grid, weights, logz_gas)
     return jnp.asarray(1.0 - escape) * mass[:, None, :] * ionisation[:, None]
+
+
+def template_spectra(
+    grid: NebularGrid, sigma_v: float = 100.0, offset: Float[Array | np.ndarray, " line"] | float = 0.0
+) -> Float[Array, "met log_u node wave"]:
+    """Continuum and lines of every template of the grid on `grid.wave` [Lsun/Hz/Msun].
+
+    Args:
+        grid: loaded for the wavelengths wanted.
+        sigma_v: velocity dispersion of the gas [km/s].
+        offset: fractional calibration of the lines (see `calibrated_lines`).
+    """
+    unit = jax.vmap(lambda lum: add_lines(grid.wave, lum, grid.line_wave, sigma_v))(jnp.eye(grid.line_wave.shape[0]))
+    return grid.lum_nu + (grid.line_lum * (1.0 + jnp.asarray(offset))) @ unit
 
 
 def line_luminosities(grid: NebularGrid, nodes: Float[Array, "met log_u node"]) -> Float[Array, " line"]:

@@ -94,3 +94,20 @@ def age_bin_edges(log_age: Float[Array | np.ndarray, " age"]) -> Float[np.ndarra
 def as_device(ssp: SSPTemplates) -> SSPTemplates:
     """The templates as JAX arrays in the default precision."""
     return jax.tree.map(jnp.asarray, ssp)
+
+
+def extend_infrared(ssp: SSPTemplates, longest: float = 1e7, num: int = 60) -> SSPTemplates:
+    """The templates continued as starlight's Rayleigh-Jeans tail, L_nu ~ wave^-2, where dust outshines them anyway.
+
+    Args:
+        longest: last wavelength [Angstrom].
+        num: wavelengths added, equally spaced in their logarithm.
+    """
+    last = float(ssp.wave[-1])
+    if last >= longest:
+        return ssp
+    more = np.geomspace(last, longest, num + 1)[1:]
+    tail = np.asarray(ssp.lum_nu)[..., -1:] * (last / more) ** 2
+    return ssp.replace(
+        wave=np.concatenate([np.asarray(ssp.wave), more]), lum_nu=np.concatenate([np.asarray(ssp.lum_nu), tail], axis=-1)
+    )
