@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from popsed_jax.observe.filters import load_filter
-from popsed_jax.observe.photometry import integrate_spectrum
+from popsed_jax.observe.operators import integrate_spectrum
 from popsed_jax.parameters import ParameterSpace
 from popsed_jax.sps import agn
 from popsed_jax.sps.agn import AGN_PARAMETERS, AGNConfig, agn_components, agn_lum_nu, agn_spectrum, agn_transmission

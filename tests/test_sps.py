@@ -11,7 +11,8 @@ from scipy.integrate import quad
 
 from popsed_jax.data import data_path
 from popsed_jax.sps.dust import birth_cloud_optical_depth, diffuse_optical_depth, transmission
-from popsed_jax.sps.galaxy import DERIVED, DERIVED_META, ModelConfig, build_galaxy_model
+from popsed_jax.sps.config import DERIVED, DERIVED_META, ModelConfig
+from popsed_jax.sps.galaxy import build_galaxy_model
 from popsed_jax.sps.metallicity import LOG_Z_SUN, metallicity_weights
 from popsed_jax.sps.sfh import build_sfh, load_bases, stick_breaking
 from popsed_jax.sps.ssp import load_ssp

@@ -81,18 +81,31 @@ def absorbed_luminosity(
     return luminosity(wave, lum_nu_unattenuated - lum_nu_attenuated)
 
 
-def emission(
+def emission_weights(
     grid: DustEmission, qpah: Float[Array, ""], umin: Float[Array, ""], gamma: Float[Array, ""]
-) -> Float[Array, " wave"]:
-    """Spectrum of dust that emits one solar luminosity [Lsun/Hz] on `grid.wave`. (Draine & Li 2007, eq. 23)
+) -> Float[Array, "kind qpah umin"]:
+    """How much of each spectrum of the grid, `single` then `power_law`, makes one solar luminosity.
 
-    Linear in qpah and in log umin between the grid's spectra; values beyond the grid count as its ends.
+    Linear in qpah and in log umin; values beyond the grid count as its ends. (Draine & Li 2007, eq. 23)
 
     Args:
         grid: the spectra.
         qpah: mass fraction of PAHs [percent], 0.47 to 4.58.
         umin: starlight intensity, 0.1 to 25.
         gamma: fraction of the dust mass in starlight of a power law from umin to 1e6 (slope -2), 0 to 1.
+    """
+    weights = jnp.outer(
+        interpolation_weights(qpah, grid.qpah), interpolation_weights(jnp.log(umin), jnp.log(grid.umin))
+    )
+    # Eq. 23 mixes by mass, and a unit of mass in the power law is 10 to 16 times as luminous.
+    kinds = jnp.stack([(1.0 - gamma) * weights, gamma * weights * grid.power_ratio])
+    return kinds / jnp.sum(kinds)
+
+
+def emission(
+    grid: DustEmission, qpah: Float[Array, ""], umin: Float[Array, ""], gamma: Float[Array, ""]
+) -> Float[Array, " wave"]:
+    """Spectrum of dust that emits one solar luminosity [Lsun/Hz] on `grid.wave`; arguments of `emission_weights`.
 
     Notes:
         The power (`luminosity`) is one to the precision of the arithmetic.
@@ -100,12 +113,6 @@ def emission(
     References:
         Draine & Li 2007, ApJ 657, 810.
     """
-    weights = jnp.outer(
-        interpolation_weights(qpah, grid.qpah), interpolation_weights(jnp.log(umin), jnp.log(grid.umin))
-    ).ravel()
     num_wave = grid.wave.shape[0]
-    # Eq. 23 mixes by mass, and a unit of mass in the power law is 10 to 16 times as luminous.
-    diffuse = (1.0 - gamma) * weights
-    bright = gamma * weights * grid.power_ratio.ravel()
-    lum_nu = diffuse @ grid.single.reshape(-1, num_wave) + bright @ grid.power_law.reshape(-1, num_wave)
-    return lum_nu / luminosity(grid.wave, lum_nu)
+    spectra = jnp.stack([grid.single, grid.power_law]).reshape(-1, num_wave)
+    return emission_weights(grid, qpah, umin, gamma).ravel() @ spectra

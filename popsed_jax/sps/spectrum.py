@@ -9,15 +9,20 @@ from jaxtyping import Array, Float
 LIGHT = 2.99792458e18  # speed of light [Angstrom/s]
 
 
+def locate(x: Float[Array, ""], nodes: Float[Array | np.ndarray, " node"]) -> tuple[Array, Array]:
+    """Index of the increasing node below x and the fraction of the way to the next; 0 or 1 beyond the ends."""
+    nodes = jnp.asarray(nodes)
+    index = jnp.clip(jnp.searchsorted(nodes, x, side="right") - 1, 0, len(nodes) - 2)
+    return index, jnp.clip((x - nodes[index]) / (nodes[index + 1] - nodes[index]), 0.0, 1.0)
+
+
 def interpolation_weights(x: Float[Array, ""], nodes: Float[Array | np.ndarray, " node"]) -> Float[Array, " node"]:
     """Weights on increasing nodes that interpolate linearly at x; beyond the ends all is on the last node.
 
     The gradient is constant between nodes and zero beyond the ends.
     """
-    nodes = jnp.asarray(nodes)
-    index = jnp.clip(jnp.searchsorted(nodes, x, side="right") - 1, 0, len(nodes) - 2)
-    part = jnp.clip((x - nodes[index]) / (nodes[index + 1] - nodes[index]), 0.0, 1.0)
-    return jnp.zeros_like(nodes, dtype=part.dtype).at[index].set(1.0 - part).at[index + 1].set(part)
+    index, part = locate(x, nodes)
+    return jnp.zeros(len(nodes), part.dtype).at[index].set(1.0 - part).at[index + 1].set(part)
 
 
 def pixel_edges(wave: Float[Array, " pixel"]) -> Float[Array, " edge"]:

@@ -96,18 +96,17 @@ def as_device(ssp: SSPTemplates) -> SSPTemplates:
     return jax.tree.map(jnp.asarray, ssp)
 
 
-def extend_infrared(ssp: SSPTemplates, longest: float = 1e7, num: int = 60) -> SSPTemplates:
-    """The templates continued as starlight's Rayleigh-Jeans tail, L_nu ~ wave^-2, where dust outshines them anyway.
+
+def extend_infrared(ssp: SSPTemplates, wave: Float[np.ndarray, " more"]) -> SSPTemplates:
+    """The templates on more wavelengths: linear between their own, beyond them the Rayleigh-Jeans tail of starlight.
 
     Args:
-        longest: last wavelength [Angstrom].
-        num: wavelengths added, equally spaced in their logarithm.
+        wave: wavelengths to add [Angstrom], those of the dust that outshines the stars there.
     """
-    last = float(ssp.wave[-1])
-    if last >= longest:
-        return ssp
-    more = np.geomspace(last, longest, num + 1)[1:]
-    tail = np.asarray(ssp.lum_nu)[..., -1:] * (last / more) ** 2
-    return ssp.replace(
-        wave=np.concatenate([np.asarray(ssp.wave), more]), lum_nu=np.concatenate([np.asarray(ssp.lum_nu), tail], axis=-1)
-    )
+    own, lum_nu = np.asarray(ssp.wave, float), np.asarray(ssp.lum_nu, float)
+    union = np.union1d(own, wave[wave > own[0]])
+    # On the source's own points the interpolation is exact: an integral of the linear spectrum does not change.
+    cell = np.clip(np.searchsorted(own, union, side="right") - 1, 0, len(own) - 2)
+    step = np.minimum((union - own[cell]) / (own[cell + 1] - own[cell]), 1.0)
+    tail = np.minimum(1.0, own[-1] / union) ** 2
+    return ssp.replace(wave=union, lum_nu=(lum_nu[..., cell] * (1.0 - step) + lum_nu[..., cell + 1] * step) * tail)
