@@ -99,19 +99,38 @@ def flux(table: PhotometryTable, model: GalaxyModel, theta: Float[Array, " dim"]
     """
     params = model.space.unpack(theta)
     redshift = params["redshift"]
-    parts = model.composition(params)
-    met = model.metallicity_weights(params)
     z, up = model.grid.locate(redshift)
-    weights = met[:, None] * parts.basis
-    light = _blend(lambda node: _weighted_rows(weights, table.basis[node]), z, up)  # outside, inside the birth cloud
-    light = light + _burst_light(table, model, parts.burst_age, met, z, up) * parts.burst_fraction
-    if parts.age_weights is not None:
-        cloud = jnp.stack([parts.age_weights * (1.0 - model.young), parts.age_weights * model.young])
-        light = light + _blend(lambda node: jnp.einsum("ayf,ca,y->cf", table.ssp[node], cloud, met), z, up)
+    if model.config.metallicity == "constant":
+        light = _separable_light(table, model, params, z, up)
+    else:
+        light = _joint_light(table, model, model.joint_weights(params), z, up)
     dust = transmission(table.nodes / (1.0 + redshift), params["tau_v"], params["tau_birth"], params["dust_index"])
     dimmed = jnp.sum(light * jnp.stack(dust), axis=0)
     per_mass = jnp.stack([part.sum() for part in jnp.split(dimmed, np.cumsum(table.num_nodes)[:-1])])
     return per_mass * dimming(model, params)
+
+
+def _separable_light(
+    table: PhotometryTable, model: GalaxyModel, params: Mapping[str, Array], z: Array, up: Array
+) -> Float[Array, "cloud node"]:
+    """Light outside and inside the birth cloud, the metallicity the same for all ages: bases are tabulated sums of ages."""
+    parts = model.composition(params)
+    met = model.metallicity_weights(params)
+    weights = met[:, None] * parts.basis
+    light = _blend(lambda node: _weighted_rows(weights, table.basis[node]), z, up)
+    light = light + _burst_light(table, model, parts.burst_age, met, z, up) * parts.burst_fraction
+    if parts.age_weights is not None:
+        cloud = jnp.stack([parts.age_weights * (1.0 - model.young), parts.age_weights * model.young])
+        light = light + _blend(lambda node: jnp.einsum("ayf,ca,y->cf", table.ssp[node], cloud, met), z, up)
+    return light
+
+
+def _joint_light(
+    table: PhotometryTable, model: GalaxyModel, joint: Float[Array, "met age"], z: Array, up: Array
+) -> Float[Array, "cloud node"]:
+    """Light outside and inside the birth cloud for any weights of the templates."""
+    cloud = jnp.stack([joint * (1.0 - model.young), joint * model.young])
+    return _blend(lambda node: jnp.einsum("ayf,cya->cf", table.ssp[node], cloud), z, up)
 
 
 def _burst_light(
