@@ -132,7 +132,9 @@ def enough_nodes(model: GalaxyModel, curve: Filter, tolerance: float, most: int 
         observed, trans, lagrange = _fine_curve(curve, nodes, 400)
         # One array, padded to one length for all numbers of nodes: the dust law compiles once.
         wave = np.concatenate([observed, nodes, np.full(most - num, nodes[-1])])
-        young = np.asarray(_birth_cloud_transmission(jnp.asarray(wave), redshift, corners, model.config.attenuation), float)
+        young = np.asarray(
+            _birth_cloud_transmission(jnp.asarray(wave), redshift, corners, model.config.attenuation), float
+        )
         exact, approximate = young[..., :400] @ trans, young[..., 400 : 400 + num] @ (lagrange @ trans)
         # Where dust leaves less than a ten-thousandth nobody sees the galaxy.
         if np.all(np.abs(approximate - exact) < tolerance / 1.0857 * np.maximum(exact, 1e-4)):

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -25,6 +24,7 @@ from popsed_jax.observe.operators import LSUN_PER_HZ_AT_10PC, band_weights, enou
 from popsed_jax.sps.agn import agn_transmission
 from popsed_jax.sps.dust import transmission
 from popsed_jax.sps.galaxy import GalaxyModel
+from popsed_jax.sps.sfh import Composition
 from popsed_jax.sps.spectrum import locate
 
 MPC_IN_10PC = 1e5
@@ -131,8 +131,9 @@ def flux(table: PhotometryTable, model: GalaxyModel, theta: Float[Array, " dim"]
     params = model.space.unpack(theta)
     redshift = params["redshift"]
     z, up = model.grid.locate(redshift)
-    if model.config.metallicity == "constant":
-        stars = _separable_light(table, model, params, z, up)
+    parts = model.composition(params)
+    if model.config.metallicity == "constant" and parts.age_weights is None:
+        stars = _separable_light(table, model, parts, model.metallicity_weights(params), z, up)
     else:
         stars = _joint_light(table, model, model.joint_weights(params), z, up)
     light = stars if table.gas is None else stars + _gas_light(table, model, params, z, up)
@@ -155,25 +156,19 @@ def flux(table: PhotometryTable, model: GalaxyModel, theta: Float[Array, " dim"]
 
 
 def _separable_light(
-    table: PhotometryTable, model: GalaxyModel, params: Mapping[str, Array], z: Array, up: Array
+    table: PhotometryTable, model: GalaxyModel, parts: Composition, met: Array, z: Array, up: Array
 ) -> Float[Array, "cloud node"]:
     """Light outside and inside the birth cloud, the metallicity the same for all ages: bases are tabulated sums of ages."""
-    parts = model.composition(params)
-    met = model.metallicity_weights(params)
     weights = met[:, None] * parts.basis
     light = _blend(lambda node: _weighted_rows(weights, table.basis[node]), z, up)
-    light = light + _burst_light(table, model, parts.burst_age, met, z, up) * parts.burst_fraction
-    if parts.age_weights is not None:
-        cloud = jnp.stack([parts.age_weights * (1.0 - model.young), parts.age_weights * model.young])
-        light = light + _blend(lambda node: jnp.einsum("ayf,ca,y->cf", table.ssp[node], cloud, met), z, up)
-    return light
+    return light + _burst_light(table, model, parts.burst_age, met, z, up) * parts.burst_fraction
 
 
 def _joint_light(
     table: PhotometryTable, model: GalaxyModel, joint: Float[Array, "met age"], z: Array, up: Array
 ) -> Float[Array, "cloud node"]:
     """Light outside and inside the birth cloud for any weights of the templates."""
-    cloud = jnp.stack([joint * (1.0 - model.young), joint * model.young])
+    cloud = model.split_by_cloud(joint)
     return _blend(lambda node: jnp.einsum("ayf,cya->cf", table.ssp[node], cloud), z, up)
 
 

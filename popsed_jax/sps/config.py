@@ -51,7 +51,7 @@ class ModelConfig:
         sfh: star-formation history: four bases and a burst ("bases"), delayed tau, a single burst, seven bins of lookback
             time under a continuity prior, or Diffstar.
         metallicity: "constant" gives stars of all ages the same metallicity, logzsol; "evolving" lets it grow with the mass
-            formed up to logzsol, which costs the photometry several times the time.
+            formed up to logzsol, for which the tabulated bases do not serve: their photometry then takes longer.
         metallicity_scatter: standard deviation of log10 Z among stars of one age [dex].
         attenuation: law of the diffuse dust.
         nebular: light of ionised gas from the Cloudy grid, with log_u as a parameter; for templates without it ("stellar").

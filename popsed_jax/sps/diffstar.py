@@ -17,9 +17,9 @@ from jaxtyping import Array, Float
 from popsed_jax.parameters import Parameter
 
 LOG_T0 = float(np.log10(13.8))  # pivot of the halo tracks, log10 Gyr: the convention of both papers' code
-MAH_SPEED = 3.5  # k of the roll from the early to the late index [1/dex] (Hearin+21, sec. 3)
+MAH_SPEED = 3.5  # k of the roll from the early to the late index [1/dex] (Hearin+21)
 # The efficiency: the critical mass at its customary value, as photometry sees only the halo's mass relative to it; slopes
-# on both sides and the speed of the turn-over are the defaults of the authors' code (Alarcon+23, sec. 2.2).
+# on both sides and the speed of the turn-over are the defaults of the authors' code (Alarcon+23).
 LOG_CRITICAL_MASS = 12.0
 SLOPE_LOW, SLOPE_HIGH, EFFICIENCY_SPEED = 1.0, -1.0, 9.0
 CONSUMPTION_MAX = 20.0  # [Gyr], at which the consumption of gas is symmetric in time
@@ -55,29 +55,30 @@ def halo_growth(params: Mapping[str, Array], t: Float[Array, "*time"]) -> Float[
 
 
 def _halo_index(params: Mapping[str, Array], log_t: Array) -> tuple[Array, Array]:
-    """The rolling index and its derivative in log time. (Hearin+21, eq. 2)"""
+    """The rolling index and its derivative in log time. (Hearin+21)"""
     step = params["mah_late"] - params["mah_early"]
     roll = jax.nn.sigmoid(MAH_SPEED * (log_t - params["log_t_halo"]))
     return params["mah_early"] + step * roll, MAH_SPEED * step * roll * (1.0 - roll)
 
 
 def log_efficiency(log_mass: Float[Array, "*time"]) -> Float[Array, "*time"]:
-    """log10 of the fraction of gas that turns into stars, over its value at the critical mass. (Alarcon+23, sec. 2.2)"""
+    """log10 of the fraction of gas that turns into stars, over its value at the critical mass. (Alarcon+23)"""
     x = log_mass - LOG_CRITICAL_MASS
     return x * (SLOPE_LOW + (SLOPE_HIGH - SLOPE_LOW) * jax.nn.sigmoid(EFFICIENCY_SPEED * x))
 
 
 def consumption(lag: Float[Array, "*time"], tau: Float[Array, ""]) -> Float[Array, "*time"]:
     """Relative rate at which gas turns into stars a time `lag` [Gyr] in [0, tau] after it came: a triweight that peaks at
-    once for short consumption times and half-way for the longest. (Alarcon+23, sec. 2.2)
+    once for short consumption times and half-way for the longest. (Alarcon+23)
     """
     peak = 0.5 * tau**2 / CONSUMPTION_MAX
     return jnp.maximum(1.0 - ((lag - peak) / (tau - peak)) ** 2, 0.0) ** 3
 
 
 def log_quenching(params: Mapping[str, Array], log_t: Float[Array, "*time"]) -> Float[Array, "*time"]:
-    """log10 of the drop of the star-formation rate: down to `log_quench` at `log_t_quench`, then up again. (Alarcon+23,
-    sec. 2.3)
+    """log10 of the drop of the star-formation rate: down to `log_quench` at `log_t_quench`, then up again.
+
+    (Alarcon+23)
     """
     half = 0.5 * 10.0 ** params["log_quench_span"]
     phase = (log_t - params["log_t_quench"]) / half  # -1 to 0 on the way down, 0 to 1 on the way up
@@ -92,7 +93,7 @@ def _smooth_step(x: Array) -> Array:
 
 
 def star_formation_rate(params: Mapping[str, Array], t: Float[Array, "*time"]) -> Float[Array, "*time"]:
-    """Star-formation rate at cosmic time t [Gyr], in units that do not depend on t. (Alarcon+23, eq. 1)
+    """Star-formation rate at cosmic time t [Gyr], in units that do not depend on t. (Alarcon+23)
 
     The gas at hand is the accretion convolved with its consumption, by an 8-point Gauss rule over the lags from zero to the
     consumption time or the Big Bang.

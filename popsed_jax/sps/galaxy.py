@@ -177,7 +177,9 @@ class GalaxyModel:
         """Weights of stars outside and inside the birth cloud."""
         return jnp.stack([joint * (1.0 - self.young), joint * self.young])
 
-    def gas_weights(self, params: Mapping[str, Array], joint: Float[Array, "met age"]) -> Float[Array, "cloud met node"]:
+    def gas_weights(
+        self, params: Mapping[str, Array], joint: Float[Array, "met age"]
+    ) -> Float[Array, "cloud met node"]:
         """Mass on the nebular grid's metallicities and ages, of stars outside and inside the birth cloud."""
         assert self.gas is not None
         grid, logz_gas = self.gas.grid, params.get("logz_gas")

@@ -96,7 +96,6 @@ def as_device(ssp: SSPTemplates) -> SSPTemplates:
     return jax.tree.map(jnp.asarray, ssp)
 
 
-
 def extend_infrared(ssp: SSPTemplates, wave: Float[np.ndarray, " more"]) -> SSPTemplates:
     """The templates on more wavelengths: linear between their own, beyond them the Rayleigh-Jeans tail of starlight.
 
