@@ -37,6 +37,7 @@ def variants(base: pj.RunConfig) -> dict[str, pj.RunConfig]:
         "space: magnitude (PopSED's)": with_fit(base, space="magnitude"),
         "space: color": with_fit(base, space="color"),
         "space: photometry (bands and colors)": with_fit(base, space="photometry"),
+        "space: whitened": with_fit(base, space="whitened"),
     }
 
 

@@ -12,7 +12,13 @@ from popsed_jax.population.schedules import AnnealConfig, build_schedule
 from popsed_jax.population.space import TAIL, build_space
 
 NUM_BANDS = 4
-KINDS = {"photometry": 2 * NUM_BANDS - 1, "color": NUM_BANDS, "magnitude": NUM_BANDS, "whitened": NUM_BANDS}
+KINDS = {
+    "balanced": 2 * NUM_BANDS,
+    "photometry": 2 * NUM_BANDS - 1,
+    "color": NUM_BANDS,
+    "magnitude": NUM_BANDS,
+    "whitened": NUM_BANDS,
+}
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -66,6 +72,10 @@ class TestSpace:
         loud = build_space("whitened", flux, 30.0 * error, softening)
         assert np.abs(np.asarray(loud.matrix)).max() < 0.2 * np.abs(np.asarray(quiet.matrix)).max()
 
+    def test_balanced_holds_both_the_axes_and_the_bands(self, survey):
+        both, axes, bands = (build_space(kind, *survey) for kind in ("balanced", "whitened", "magnitude"))
+        np.testing.assert_array_equal(both.matrix, np.concatenate([axes.matrix, bands.matrix]))
+
     def test_colours_do_not_see_brightness(self, survey):
         space = build_space("color", *survey)
         mags = jnp.full((1, NUM_BANDS), 20.0)
@@ -85,7 +95,7 @@ class TestSpace:
         np.testing.assert_allclose(space.mags(flux), 10.0, atol=1e-5)
 
     def test_unknown_kind(self, survey):
-        message = "fit: space = 'colour' must be one of photometry, color, magnitude, whitened"
+        message = "fit: space = 'colour' must be one of balanced, photometry, color, magnitude, whitened"
         with pytest.raises(ValueError, match=message):
             build_space("colour", *survey)
 

@@ -49,13 +49,13 @@ class FitConfig:
     """
 
     num_members: int = 4
-    num_epochs: int = 20
+    num_epochs: int = 24
     steps_per_epoch: int = 16
     batch_size: int = 1024
     num_kl: int = 128
     learning_rate: float = 1e-3
     seed: int = 0
-    space: SpaceName = "whitened"
+    space: SpaceName = "balanced"
     held_out: float = 0.2
     max_validation: int = 2000
     validation_blur: float = 0.2

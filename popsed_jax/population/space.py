@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from popsed_jax.observe.magnitudes import asinh_mag
 
-SpaceName = Literal["photometry", "color", "magnitude", "whitened"]
+SpaceName = Literal["balanced", "photometry", "color", "magnitude", "whitened"]
 TAIL = 2.0
 _NORMAL_MAD = 1.4826  # standard deviation of a normal over its median absolute deviation
 
@@ -53,7 +53,9 @@ def build_space(
     Args:
         kind: "photometry" takes each band's magnitude and the colours of neighbouring bands; "color" the magnitude of the
             best-measured band and those colours; "magnitude" the magnitudes alone (PopSED's choice); each over its robust
-            width. "whitened" takes the principal axes of "color", each to unit variance but no finer than twice the noise.
+            width. "whitened" takes the principal axes of "color", each to unit variance but no finer than twice the noise:
+            thin directions, where metallicity and dust differ, count as much as brightness. "balanced" takes those axes and
+            each band's magnitude, so that the bands themselves are held too.
         flux, error: of the catalogue [maggies].
 
     Raises:
@@ -74,11 +76,14 @@ def build_space(
     features = mags @ matrix.T
     width = _NORMAL_MAD * np.median(np.abs(features - np.median(features, axis=0)), axis=0)
     matrix = matrix / np.maximum(width, 1e-6)[:, None]
-    if kind == "whitened":
+    if kind in ("whitened", "balanced"):
         features = mags @ matrix.T
         inside = np.all(np.abs(features - np.median(features, axis=0)) < 5.0, axis=1)
         variance, axes = np.linalg.eigh(np.cov(features[inside], rowvar=False))
         floor = np.array([4.0 * np.sum((axis @ matrix) ** 2 * noise**2) for axis in axes.T])
         matrix = (axes / np.sqrt(np.maximum(variance, floor))).T @ matrix
+    if kind == "balanced":
+        spread = _NORMAL_MAD * np.median(np.abs(mags - np.median(mags, axis=0)), axis=0)
+        matrix = np.concatenate([matrix, np.eye(num) / np.maximum(spread, 1e-6)[:, None]])
     center = np.median(mags @ matrix.T, axis=0)
     return ComparisonSpace(jnp.asarray(softening), jnp.asarray(matrix), jnp.asarray(center))
