@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from popsed_jax.observe.filters import Filter
-from popsed_jax.sps.agn import WAVE_REF
+from popsed_jax.sps.agn import WAVE_REF, agn_transmission
 from popsed_jax.sps.dust import transmission
 from popsed_jax.sps.galaxy import GalaxyModel
 from popsed_jax.sps.igm import LYMAN_ALPHA, igm_transmission
@@ -121,10 +121,12 @@ _igm = jax.jit(igm_transmission, static_argnames="model")
 
 
 def enough_nodes(model: GalaxyModel, curve: Filter, tolerance: float, most: int = 14) -> np.ndarray:
-    """The fewest nodes for which the dustiest galaxies of the model keep the tolerance, for a flat spectrum."""
+    """The fewest nodes for which dusty galaxies and reddened nuclei keep the tolerance, for a flat spectrum."""
     dust = [model.space[name] for name in ("tau_v", "tau_birth", "dust_index")]
-    births, indices = (0.0, dust[1].high), (dust[2].low, dust[2].high)
-    corners = jnp.array([(dust[0].high, birth, index) for birth in births for index in indices])
+    # The dustiest galaxies, and less dusty ones that can still be seen where those cannot.
+    depths, births, indices = np.array([0.2, 0.5, 1.0]) * dust[0].high, (0.0, dust[1].high), (dust[2].low, dust[2].high)
+    corners = jnp.array([(depth, birth, index) for depth in depths for birth in births for index in indices])
+    reddening = jnp.asarray([0.3, 1.0]) * (model.space["agn_ebv"].high if model.agn_lum_nu is not None else 0.0)
     redshift = jnp.asarray(model.grid.redshift[:: max(1, model.grid.num // 40)])
     nodes = _chebyshev_nodes(curve.wave[0], curve.wave[-1], most)
     for num in range(2, most):
@@ -132,10 +134,9 @@ def enough_nodes(model: GalaxyModel, curve: Filter, tolerance: float, most: int 
         observed, trans, lagrange = _fine_curve(curve, nodes, 400)
         # One array, padded to one length for all numbers of nodes: the dust law compiles once.
         wave = np.concatenate([observed, nodes, np.full(most - num, nodes[-1])])
-        young = np.asarray(
-            _birth_cloud_transmission(jnp.asarray(wave), redshift, corners, model.config.attenuation), float
-        )
-        exact, approximate = young[..., :400] @ trans, young[..., 400 : 400 + num] @ (lagrange @ trans)
+        law = model.config.attenuation
+        cases = np.asarray(_steepest_transmissions(jnp.asarray(wave), redshift, corners, reddening, law), float)
+        exact, approximate = cases[..., :400] @ trans, cases[..., 400 : 400 + num] @ (lagrange @ trans)
         # Where dust leaves less than a ten-thousandth nobody sees the galaxy.
         if np.all(np.abs(approximate - exact) < tolerance / 1.0857 * np.maximum(exact, 1e-4)):
             break
@@ -143,9 +144,19 @@ def enough_nodes(model: GalaxyModel, curve: Filter, tolerance: float, most: int 
 
 
 @partial(jax.jit, static_argnames="law")
-def _birth_cloud_transmission(
-    observed: Float[Array, " wave"], redshift: Float[Array, " node"], corners: Float[Array, "corner 3"], law: str
-) -> Float[Array, "corner node wave"]:
-    """Transmitted fractions for young stars, for each (tau_v, tau_birth, dust_index)."""
+def _steepest_transmissions(
+    observed: Float[Array, " wave"],
+    redshift: Float[Array, " node"],
+    corners: Float[Array, "corner 3"],
+    reddening: Float[Array, " nucleus"],
+    law: str,
+) -> Float[Array, "case node wave"]:
+    """Transmitted fractions for young stars, for each (tau_v, tau_birth, dust_index), and for reddened nuclei."""
     rest = observed[None, :] / (1.0 + redshift[:, None])
-    return jax.vmap(lambda corner: jax.vmap(lambda wave: transmission(wave, *corner, law)[1])(rest))(corners)
+
+    def young(wave: Array, corner: Array) -> Array:
+        tau_v, tau_birth, dust_index = corner
+        return transmission(wave, tau_v, tau_birth, dust_index, law)[1]
+
+    stars = jax.vmap(lambda corner: jax.vmap(lambda wave: young(wave, corner))(rest))(corners)
+    return jnp.concatenate([stars, jax.vmap(lambda ebv: agn_transmission(rest, ebv))(reddening)])

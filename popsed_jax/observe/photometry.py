@@ -87,7 +87,7 @@ def build_photometry_table(model: GalaxyModel, filters: Sequence[str], tolerance
     bands *= LSUN_PER_HZ_AT_10PC
     rest_nodes, rest = rest_weights(model)
 
-    def tabulate(spectra: np.ndarray) -> np.ndarray:
+    def tabulate(spectra: Array | np.ndarray) -> np.ndarray:
         """(redshift, node, template): through the filters, then at the rest wavelengths."""
         flat = np.asarray(spectra, float).reshape(-1, len(wave)).T
         fixed = np.broadcast_to(rest @ flat, (len(redshift), len(rest), flat.shape[1]))
@@ -176,7 +176,8 @@ def _gas_light(
     table: PhotometryTable, model: GalaxyModel, params: Mapping[str, Array], z: Array, up: Array
 ) -> Float[Array, "cloud node"]:
     """Light of ionised gas outside and inside the birth cloud, linear in log U between two nodes of the grid."""
-    assert model.gas is not None and table.gas is not None
+    assert model.gas is not None
+    assert table.gas is not None
     tabulated = table.gas
     mass = model.gas_weights(params, model.joint_weights(params)).reshape(2, -1)
     below, part = locate(params["log_u"], model.gas.grid.log_u)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -69,14 +70,14 @@ class Spectrum(NamedTuple):
         unattenuated: stars and gas before any dust.
     """
 
-    stars: Float[Array, " wave"]
-    gas: Float[Array, " wave"]
-    dust: Float[Array, " wave"]
-    agn: Float[Array, " wave"]
-    unattenuated: Float[Array, " wave"]
+    stars: Float[Array, "*batch wave"]
+    gas: Float[Array, "*batch wave"]
+    dust: Float[Array, "*batch wave"]
+    agn: Float[Array, "*batch wave"]
+    unattenuated: Float[Array, "*batch wave"]
 
     @property
-    def total(self) -> Float[Array, " wave"]:
+    def total(self) -> Float[Array, "*batch wave"]:
         """All that leaves the galaxy."""
         return self.stars + self.gas + self.dust + self.agn
 
@@ -283,7 +284,8 @@ def _load_light(config: ModelConfig) -> tuple[SSPTemplates, Gas | None, DustEmis
     if config.nebular:
         grid = load_nebular(ssp.log_age, ssp.log_met, ssp.wave)
         gas = Gas(grid, template_spectra(grid))
-        ssp = ssp.replace(lum_nu=ssp.lum_nu * np.asarray(ionising_transmission(grid, ssp.wave), float))
+        let_through = np.asarray(ionising_transmission(grid, ssp.wave), float)
+        ssp = dataclasses.replace(ssp, lum_nu=np.asarray(ssp.lum_nu) * let_through)
     return ssp, gas, dust
 
 
@@ -295,4 +297,6 @@ def _on_wavelengths(dust: DustEmission, wave: Float[Array, " wave"]) -> DustEmis
         return spectrum / luminosity(wave, spectrum)
 
     each = jax.vmap(jax.vmap(moved))
-    return dust.replace(wave=wave, single=each(dust.single), power_law=each(dust.power_law))
+    return dataclasses.replace(
+        dust, wave=wave, single=each(jnp.asarray(dust.single)), power_law=each(jnp.asarray(dust.power_law))
+    )

@@ -164,7 +164,7 @@ def ionising_mass(
     """
     mass = grid.to_met.T @ weights @ grid.to_age
     if logz_gas is None:
-        return mass
+        return jnp.asarray(mass)
     gas = interpolation_weights(logz_gas + LOG_Z_SUN, grid.log_met)
     # Photons of all stars, in units of those of a gas node's own stars: their ratio is near one, they overflow.
     ratio = 10.0 ** (grid.log_photons[:, None] - grid.log_photons[None, :])
@@ -201,7 +201,7 @@ def template_spectra(
         offset: fractional calibration of the lines (see `calibrated_lines`).
     """
     unit = jax.vmap(lambda lum: add_lines(grid.wave, lum, grid.line_wave, sigma_v))(jnp.eye(grid.line_wave.shape[0]))
-    return grid.lum_nu + (grid.line_lum * (1.0 + jnp.asarray(offset))) @ unit
+    return jnp.asarray(grid.lum_nu) + (grid.line_lum * (1.0 + jnp.asarray(offset))) @ unit
 
 
 def line_luminosities(grid: NebularGrid, nodes: Float[Array, "met log_u node"]) -> Float[Array, " line"]:

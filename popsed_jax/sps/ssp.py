@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import flax.struct
@@ -108,4 +109,5 @@ def extend_infrared(ssp: SSPTemplates, wave: Float[np.ndarray, " more"]) -> SSPT
     cell = np.clip(np.searchsorted(own, union, side="right") - 1, 0, len(own) - 2)
     step = np.minimum((union - own[cell]) / (own[cell + 1] - own[cell]), 1.0)
     tail = np.minimum(1.0, own[-1] / union) ** 2
-    return ssp.replace(wave=union, lum_nu=(lum_nu[..., cell] * (1.0 - step) + lum_nu[..., cell + 1] * step) * tail)
+    lum_nu = (lum_nu[..., cell] * (1.0 - step) + lum_nu[..., cell + 1] * step) * tail
+    return dataclasses.replace(ssp, wave=union, lum_nu=lum_nu)
