@@ -12,7 +12,8 @@ from scipy.stats import kstest
 from scipy.stats import t as student_t
 
 from popsed_jax.observe.filters import load_filter
-from popsed_jax.observe.photometry import build_photometry_table, dimming, flux, integrate_spectrum
+from popsed_jax.observe.operators import integrate_spectrum
+from popsed_jax.observe.photometry import build_photometry_table, dimming, flux
 from popsed_jax.settings import SettingsError, from_mapping
 from popsed_jax.sps import diffstar
 from popsed_jax.sps.config import DERIVED, DERIVED_META, ModelConfig
