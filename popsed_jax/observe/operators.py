@@ -159,4 +159,5 @@ def _steepest_transmissions(
         return transmission(wave, tau_v, tau_birth, dust_index, law)[1]
 
     stars = jax.vmap(lambda corner: jax.vmap(lambda wave: young(wave, corner))(rest))(corners)
-    return jnp.concatenate([stars, jax.vmap(lambda ebv: agn_transmission(rest, ebv))(reddening)])
+    nuclei = jax.vmap(lambda ebv: jax.vmap(lambda wave: agn_transmission(wave, ebv))(rest))(reddening)
+    return jnp.concatenate([stars, nuclei])
