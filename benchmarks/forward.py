@@ -26,13 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from popsed_jax.observe.filters import Filter, load_filter
-from popsed_jax.observe.photometry import (
-    LSUN_PER_HZ_AT_10PC,
-    build_photometry_table,
-    dimming,
-    flux,
-    integrate_spectrum,
-)
+from popsed_jax.observe.operators import LSUN_PER_HZ_AT_10PC, integrate_spectrum
+from popsed_jax.observe.photometry import build_photometry_table, dimming, flux
 from popsed_jax.sps.galaxy import GalaxyModel, build_galaxy_model
 from popsed_jax.sps.metallicity import LOG_Z_SUN
 from popsed_jax.sps.sfh import load_bases, stick_breaking

@@ -22,7 +22,7 @@ from popsed_jax.population.mock import sample_truth
 from popsed_jax.population.model import load_population
 from popsed_jax.report import build_report
 from popsed_jax.run import build_survey, fit, versions
-from popsed_jax.sps.galaxy import DERIVED_META
+from popsed_jax.sps.config import DERIVED_META
 from popsed_jax.tables import write_table
 
 app = typer.Typer(

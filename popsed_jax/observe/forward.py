@@ -12,7 +12,8 @@ from popsed_jax.observe.noise import NoiseModel
 from popsed_jax.observe.photometry import PhotometryTable, build_photometry_table, flux
 from popsed_jax.observe.selection import SelectionConfig, detection_probability
 from popsed_jax.parameters import ParameterSpace
-from popsed_jax.sps.galaxy import GalaxyModel, ModelConfig, build_galaxy_model
+from popsed_jax.sps.config import ModelConfig
+from popsed_jax.sps.galaxy import GalaxyModel, build_galaxy_model
 
 
 @flax.struct.dataclass

@@ -3,8 +3,9 @@
 The flux through a filter is a sum over templates of (mass fraction) x (template through the filter, dimmed by dust).
 Dust is smooth in wavelength, so within a filter it is the polynomial through its values at a few Chebyshev nodes; the
 integral of (template x filter x Lagrange polynomial) does not depend on the galaxy and is tabulated in redshift. What
-is left for each galaxy is a small contraction. The full integral (`integrate_spectrum`) is the reference; tests hold
-the difference down.
+is left for each galaxy is a small contraction. The full integral (`operators.integrate_spectrum`) is the reference; tests
+hold the difference down. Gas, dust emission and a nucleus are tabulated alike, and exist only in models that have them; for
+the power that dust absorbs, and the stars' light that scales the nucleus, a few nodes at fixed rest wavelengths are added.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from popsed_jax.observe.filters import Filter, load_filter
+from popsed_jax.observe.filters import load_filter
+from popsed_jax.observe.operators import LSUN_PER_HZ_AT_10PC, band_weights, enough_nodes, rest_weights
+from popsed_jax.sps.agn import agn_transmission
 from popsed_jax.sps.dust import transmission
 from popsed_jax.sps.galaxy import GalaxyModel
+from popsed_jax.sps.sfh import Composition
+from popsed_jax.sps.spectrum import locate
 
-# One Lsun/Hz at 10 pc, in units of the AB zero flux (3631 Jy); Lsun = 3.828e33 erg/s (IAU 2015 B3), 10 pc in cm.
-LSUN_PER_HZ_AT_10PC = 3.828e33 / (4.0 * np.pi * (3.0856775814913674e19) ** 2) / 3.631e-20
 MPC_IN_10PC = 1e5
 
 
@@ -35,11 +37,18 @@ class PhotometryTable:
     Attributes:
         basis: each basis history, split into stars outside (0) and inside (1) the birth cloud.
         ssp: each template age and metallicity.
-        nodes: observed wavelengths at which the dust is evaluated [Angstrom].
+        gas: each template of the nebular grid.
+        dust: the dust's spectra through whole filters, per Lsun.
+        agn: the nucleus, for nu L_nu = 1 Lsun at 5100 Angstrom.
+        nodes: wavelengths at which attenuation is evaluated [Angstrom]: observed ones of the filters, `num_nodes` of them,
+            then rest ones (`operators.rest_weights`), where light is in Lsun.
     """
 
     basis: Float[Array, "redshift met basis cloud node"]
     ssp: Float[Array, "redshift age met node"]
+    gas: Float[Array, "redshift log_u met gas_age node"] | None
+    dust: Float[Array, "redshift kind qpah umin filter"] | None
+    agn: Float[Array, "redshift filter_node"] | None
     nodes: Float[Array, " node"]
     filters: tuple[str, ...] = flax.struct.field(pytree_node=False)
     num_nodes: tuple[int, ...] = flax.struct.field(pytree_node=False)
@@ -72,19 +81,41 @@ def build_photometry_table(model: GalaxyModel, filters: Sequence[str], tolerance
                 f"filter {curve.name} ({curve.wave[0]:.0f}-{curve.wave[-1]:.0f} Angstrom) leaves the templates' range "
                 f"({wave[0]:.0f}-{wave[-1]:.0f} Angstrom) within redshift {redshift[0]:.3f}-{redshift[-1]:.3f}"
             )
-    nodes = [_enough_nodes(model, curve, tolerance) for curve in curves]
-    pairs = list(zip(curves, nodes, strict=True))
-    operator = np.concatenate([_band_weights(wave, curve, node, z) for z in redshift for curve, node in pairs])
-    num_met, num_age, num_wave = model.ssp.lum_nu.shape
-    flat = np.asarray(model.ssp.lum_nu, float).reshape(-1, num_wave)
-    table = (operator @ flat.T * LSUN_PER_HZ_AT_10PC).reshape(len(redshift), -1, num_met, num_age)
+    nodes = [enough_nodes(model, curve, tolerance) for curve in curves]
+    pairs, igm = list(zip(curves, nodes, strict=True)), model.config.igm
+    bands = np.stack([np.concatenate([band_weights(wave, *pair, z, igm) for pair in pairs]) for z in redshift])
+    bands *= LSUN_PER_HZ_AT_10PC
+    rest_nodes, rest = rest_weights(model)
+
+    def tabulate(spectra: Array | np.ndarray) -> np.ndarray:
+        """(redshift, node, template): through the filters, then at the rest wavelengths."""
+        flat = np.asarray(spectra, float).reshape(-1, len(wave)).T
+        fixed = np.broadcast_to(rest @ flat, (len(redshift), len(rest), flat.shape[1]))
+        return np.concatenate([bands @ flat, fixed], axis=1)
+
+    ssp = tabulate(model.ssp.lum_nu).reshape(len(redshift), -1, *model.ssp.lum_nu.shape[:2])
     ages, young = np.asarray(model.basis_ages, float), np.asarray(model.young, float)
     cloud = np.stack([1.0 - young, young])
-    basis = np.einsum("zfya,zka,ca->zykcf", table, ages, cloud, optimize=True)
+    gas = dust = agn = None
+    if model.gas is not None:
+        met, log_u, age, _ = model.gas.lum_nu.shape
+        by_node = tabulate(model.gas.lum_nu).reshape(len(redshift), -1, met, log_u, age)
+        gas = jnp.asarray(np.transpose(by_node, (0, 3, 2, 4, 1)))
+    if model.dust is not None:
+        starts = np.cumsum([0, *(len(node) for node in nodes[:-1])])
+        whole = np.add.reduceat(bands, starts, axis=1)  # Lagrange polynomials sum to one
+        spectra = np.stack([model.dust.single, model.dust.power_law])
+        through = whole @ np.asarray(spectra, float).reshape(-1, len(wave)).T
+        dust = jnp.asarray(np.transpose(through, (0, 2, 1)).reshape(len(redshift), *spectra.shape[:3], -1))
+    if model.agn_lum_nu is not None:
+        agn = jnp.asarray(bands @ np.asarray(model.agn_lum_nu, float))
     return PhotometryTable(
-        basis=jnp.asarray(basis),
-        ssp=jnp.asarray(np.transpose(table, (0, 3, 2, 1))),
-        nodes=jnp.asarray(np.concatenate(nodes)),
+        basis=jnp.asarray(np.einsum("zfya,zka,ca->zykcf", ssp, ages, cloud, optimize=True)),
+        ssp=jnp.asarray(np.transpose(ssp, (0, 3, 2, 1))),
+        gas=gas,
+        dust=dust,
+        agn=agn,
+        nodes=jnp.asarray(np.concatenate([*nodes, rest_nodes])),
         filters=tuple(filters),
         num_nodes=tuple(len(node) for node in nodes),
     )
@@ -99,19 +130,63 @@ def flux(table: PhotometryTable, model: GalaxyModel, theta: Float[Array, " dim"]
     """
     params = model.space.unpack(theta)
     redshift = params["redshift"]
-    parts = model.composition(params)
-    met = model.metallicity_weights(params)
     z, up = model.grid.locate(redshift)
-    weights = met[:, None] * parts.basis
-    light = _blend(lambda node: _weighted_rows(weights, table.basis[node]), z, up)  # outside, inside the birth cloud
-    light = light + _burst_light(table, model, parts.burst_age, met, z, up) * parts.burst_fraction
-    if parts.age_weights is not None:
-        cloud = jnp.stack([parts.age_weights * (1.0 - model.young), parts.age_weights * model.young])
-        light = light + _blend(lambda node: jnp.einsum("ayf,ca,y->cf", table.ssp[node], cloud, met), z, up)
-    dust = transmission(table.nodes / (1.0 + redshift), params["tau_v"], params["tau_birth"], params["dust_index"])
-    dimmed = jnp.sum(light * jnp.stack(dust), axis=0)
+    parts = model.composition(params)
+    if model.config.metallicity == "constant" and parts.age_weights is None:
+        stars = _separable_light(table, model, parts, model.metallicity_weights(params), z, up)
+    else:
+        stars = _joint_light(table, model, model.joint_weights(params), z, up)
+    light = stars if table.gas is None else stars + _gas_light(table, model, params, z, up)
+    seen = sum(table.num_nodes)
+    rest = jnp.concatenate([table.nodes[:seen] / (1.0 + redshift), table.nodes[seen:]])
+    law = model.config.attenuation
+    trans = jnp.stack(transmission(rest, params["tau_v"], params["tau_birth"], params["dust_index"], law))
+    dimmed = jnp.sum((light * trans)[:, :seen], axis=0)
+    if table.agn is not None:
+        tabulated = table.agn
+        nucleus = _blend(lambda node: tabulated[node], z, up) * agn_transmission(rest[:seen], params["agn_ebv"])
+        dimmed = dimmed + params["f_agn"] * stars[:, -1].sum() * nucleus
     per_mass = jnp.stack([part.sum() for part in jnp.split(dimmed, np.cumsum(table.num_nodes)[:-1])])
+    if table.dust is not None:
+        spectra, weights = table.dust, model.dust_weights(params)
+        last = None if table.agn is None else -1
+        absorbed = jnp.sum((light * (1.0 - trans))[:, seen:last])
+        per_mass = per_mass + absorbed * _blend(lambda node: _weighted_rows(weights, spectra[node]), z, up)
     return per_mass * dimming(model, params)
+
+
+def _separable_light(
+    table: PhotometryTable, model: GalaxyModel, parts: Composition, met: Array, z: Array, up: Array
+) -> Float[Array, "cloud node"]:
+    """Light outside and inside the birth cloud, the metallicity the same for all ages: bases are tabulated sums of ages."""
+    weights = met[:, None] * parts.basis
+    light = _blend(lambda node: _weighted_rows(weights, table.basis[node]), z, up)
+    return light + _burst_light(table, model, parts.burst_age, met, z, up) * parts.burst_fraction
+
+
+def _joint_light(
+    table: PhotometryTable, model: GalaxyModel, joint: Float[Array, "met age"], z: Array, up: Array
+) -> Float[Array, "cloud node"]:
+    """Light outside and inside the birth cloud for any weights of the templates."""
+    cloud = model.split_by_cloud(joint)
+    return _blend(lambda node: jnp.einsum("ayf,cya->cf", table.ssp[node], cloud), z, up)
+
+
+def _gas_light(
+    table: PhotometryTable, model: GalaxyModel, params: Mapping[str, Array], z: Array, up: Array
+) -> Float[Array, "cloud node"]:
+    """Light of ionised gas outside and inside the birth cloud, linear in log U between two nodes of the grid."""
+    assert model.gas is not None
+    assert table.gas is not None
+    tabulated = table.gas
+    mass = model.gas_weights(params, model.joint_weights(params)).reshape(2, -1)
+    below, part = locate(params["log_u"], model.gas.grid.log_u)
+
+    def contract(node: Array) -> Array:
+        rows = tabulated[node, below] * (1.0 - part) + tabulated[node, below + 1] * part
+        return mass @ rows.reshape(mass.shape[1], -1)
+
+    return _blend(contract, z, up)
 
 
 def _burst_light(
@@ -148,85 +223,3 @@ def dimming(model: GalaxyModel, params: Mapping[str, Array]) -> Float[Array, ""]
     distance = model.cosmology.luminosity_distance(params["redshift"]) * MPC_IN_10PC
     # Mass and distance in one exponent: neither factor alone fits float32 comfortably.
     return (1.0 + params["redshift"]) * 10.0 ** (params["log_mass"] - 2.0 * jnp.log10(distance))
-
-
-def integrate_spectrum(
-    wave: np.ndarray, lum_nu: np.ndarray, redshift: float, filters: Sequence[Filter], num_fine: int = 20_000
-) -> np.ndarray:
-    """The full integral: AB flux at 10 pc [maggies] of a rest-frame spectrum in float64. (Hogg+02, eq. 5)
-
-    Args:
-        wave: rest wavelength [Angstrom].
-        lum_nu: luminosity [Lsun/Hz], linear between wavelengths.
-        redshift: shifts the spectrum; no dimming is applied (see `dimming`).
-    """
-    fluxes = []
-    for curve in filters:
-        observed = np.linspace(curve.wave[0], curve.wave[-1], num_fine)
-        trans = np.interp(observed, curve.wave, curve.trans) / observed
-        spectrum = np.interp(observed / (1.0 + redshift), wave, lum_nu)
-        fluxes.append(np.trapezoid(spectrum * trans, observed) / np.trapezoid(trans, observed))
-    return np.asarray(fluxes) * LSUN_PER_HZ_AT_10PC
-
-
-def _chebyshev_nodes(curve: Filter, num: int) -> np.ndarray:
-    """Chebyshev nodes of the first kind in ln(wavelength) over the filter."""
-    low, high = np.log(curve.wave[0]), np.log(curve.wave[-1])
-    angle = np.pi * (np.arange(num) + 0.5) / num
-    return np.exp(0.5 * (low + high) + 0.5 * (high - low) * np.cos(angle))
-
-
-def _band_weights(
-    wave: np.ndarray, curve: Filter, nodes: np.ndarray, redshift: float, num_fine: int = 1500
-) -> np.ndarray:
-    """Weights (node, wave) that integrate spectrum x filter x Lagrange polynomial, the spectrum linear in between."""
-    observed, trans, lagrange = _fine_curve(curve, nodes, num_fine)
-    rest = observed / (1.0 + redshift)
-    cell = np.clip(np.searchsorted(wave, rest) - 1, 0, len(wave) - 2)
-    right = (rest - wave[cell]) / (wave[cell + 1] - wave[cell])
-    weights = np.zeros((len(nodes), len(wave)))
-    for i, values in enumerate(lagrange * trans):
-        weights[i] = np.bincount(cell, values * (1.0 - right), len(wave))
-        weights[i] += np.bincount(cell + 1, values * right, len(wave))
-    return weights
-
-
-def _fine_curve(curve: Filter, nodes: np.ndarray, num_fine: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Observed wavelengths uniform in ln(wavelength), normalised transmission, Lagrange polynomials (node, wave)."""
-    edges = np.linspace(np.log(curve.wave[0]), np.log(curve.wave[-1]), num_fine + 1)
-    middle = 0.5 * (edges[1:] + edges[:-1])
-    # Uniform in ln(wavelength): photon counting needs no further weight.
-    trans = np.interp(np.exp(middle), curve.wave, curve.trans)
-    log_nodes = np.log(nodes)
-    lagrange = np.stack(
-        [np.prod([(middle - b) / (a - b) for b in np.delete(log_nodes, i)], axis=0) for i, a in enumerate(log_nodes)]
-    )
-    return np.exp(middle), trans / trans.sum(), lagrange
-
-
-def _enough_nodes(model: GalaxyModel, curve: Filter, tolerance: float, most: int = 14) -> np.ndarray:
-    """The fewest nodes for which the dustiest galaxies of the model keep the tolerance, for a flat spectrum."""
-    dust = [model.space[name] for name in ("tau_v", "tau_birth", "dust_index")]
-    births, indices = (0.0, dust[1].high), (dust[2].low, dust[2].high)
-    corners = jnp.array([(dust[0].high, birth, index) for birth in births for index in indices])
-    redshift = jnp.asarray(model.grid.redshift[:: max(1, model.grid.num // 40)])
-    nodes = _chebyshev_nodes(curve, most)
-    for num in range(2, most):
-        nodes = _chebyshev_nodes(curve, num)
-        observed, trans, lagrange = _fine_curve(curve, nodes, 400)
-        # One array, padded to one length for all numbers of nodes: the dust law compiles once.
-        wave = np.concatenate([observed, nodes, np.full(most - num, nodes[-1])])
-        young = np.asarray(_birth_cloud_transmission(jnp.asarray(wave), redshift, corners), float)
-        exact, approximate = young[..., :400] @ trans, young[..., 400 : 400 + num] @ (lagrange @ trans)
-        if np.all(np.abs(approximate / exact - 1.0) < tolerance / 1.0857):
-            break
-    return nodes
-
-
-@jax.jit
-def _birth_cloud_transmission(
-    observed: Float[Array, " wave"], redshift: Float[Array, " node"], corners: Float[Array, "corner 3"]
-) -> Float[Array, "corner node wave"]:
-    """Transmitted fractions for young stars, for each (tau_v, tau_birth, dust_index)."""
-    rest = observed[None, :] / (1.0 + redshift[:, None])
-    return jax.vmap(lambda corner: jax.vmap(lambda wave: transmission(wave, *corner)[1])(rest))(corners)

@@ -306,10 +306,38 @@ def _dress(
     theta = put(theta, "tau_birth", jnp.clip(tau_v * ratio, 1e-3, space["tau_birth"].high - 1e-3))
     index = hyper["dust_index"] + hyper["dust_index_slope"] * jnp.log10(jnp.maximum(tau_v, 0.02) / 0.3)
     theta = put(theta, "dust_index", truncated(keys[7], "dust_index", index, 0.25))
+    theta = _dress_gas_and_dust(keys[8], forward, theta)
     unit = put(theta, "log_mass", jnp.zeros(num))
     lost = map_batches(ForwardModel.derived, forward, unit)["log_mass_surviving"]
     bounds = space["log_mass"]
     return put(theta, "log_mass", jnp.clip(log_mass - lost, bounds.low + 1e-3, bounds.high - 1e-3))
+
+
+# Mean and scatter of the optional parts' parameters. Ionisation of star-forming galaxies (Kewley & Dopita 2002); PAHs, starlight
+# and the share of bright starlight in SINGS galaxies (Draine+07, sec. 7-9; umin as log10).
+_OPTIONAL = {"log_u": (-3.0, 0.3), "qpah": (3.4, 1.2), "umin": (0.1, 0.4), "log_gamma": (-2.0, 0.5)}
+_AGN_MEAN = {"f_agn": 0.03, "agn_ebv": 0.1}  # exponential: most galaxies have next to no nucleus
+
+
+def _dress_gas_and_dust(key: Array, forward: ForwardModel, theta: Float[Array, "num dim"]) -> Float[Array, "num dim"]:
+    """Draw the parameters of gas, dust emission and nucleus, where the model has them."""
+    space, num = forward.space, len(theta)
+
+    def inside(name: str, value: Array) -> Array:
+        margin = 1e-4 * (space[name].high - space[name].low)
+        return jnp.clip(value, space[name].low + margin, space[name].high - margin)
+
+    drawn: dict[str, Array] = {}
+    for i, (name, (mean, scatter)) in enumerate(_OPTIONAL.items()):
+        normal = mean + scatter * jax.random.normal(jax.random.fold_in(key, i), (num,))
+        drawn[name] = 10.0**normal if name == "umin" else normal
+    for i, (name, mean) in enumerate(_AGN_MEAN.items()):
+        drawn[name] = mean * jax.random.exponential(jax.random.fold_in(key, 100 + i), (num,))
+    drawn["logz_gas"] = theta[:, space.index("logzsol")]
+    for name, values in drawn.items():
+        if name in space.names:
+            theta = theta.at[:, space.index(name)].set(inside(name, values))
+    return theta
 
 
 def _match_histories(key: Array, library: Library, redshift: Array, log_ssfr: Array) -> Float[Array, "num dim"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -12,55 +13,25 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from popsed_jax.cosmology import Cosmology
-from popsed_jax.parameters import Parameter, ParameterSpace
+from popsed_jax.parameters import ParameterSpace
+from popsed_jax.sps.agn import agn_spectrum, agn_transmission, nu_lum_nu
+from popsed_jax.sps.config import SSFR_FLOOR, ModelConfig
 from popsed_jax.sps.dust import AGE_BIRTH_CLOUD, transmission
-from popsed_jax.sps.metallicity import metallicity_weights
-from popsed_jax.sps.sfh import Composition, SFHModel, SFHName, build_sfh
-from popsed_jax.sps.ssp import SSPTemplates, age_bin_edges, as_device, load_ssp
-
-RECENT = 0.1  # [Gyr] over which the star-formation rate is averaged
-DERIVED = ("log_mass_surviving", "log_sfr", "log_ssfr", "age_mw")
-DERIVED_META: dict[str, tuple[str, str, str]] = {
-    "log_mass_surviving": ("dex(Msun)", r"$\log M_\star$", "log10 mass in living stars"),
-    "log_sfr": ("dex(Msun / yr)", r"$\log\,{\rm SFR}$", "log10 star-formation rate, mean of the last 0.1 Gyr"),
-    "log_ssfr": ("dex(1 / yr)", r"$\log\,{\rm sSFR}$", "log10 star-formation rate per mass surviving"),
-    "age_mw": ("Gyr", r"$t_{\rm age}$", "mass-weighted mean stellar age"),
-}
-# A galaxy that formed nothing lately has log SFR = -inf; no photometry tells specific rates below this from zero.
-SSFR_FLOOR = 1e-13  # [1/yr]
-
-COMMON = (
-    Parameter("log_mass", 7.5, 13.0, "dex(Msun)", r"$\log M_{\rm formed}$", "log10 stellar mass formed"),
-    Parameter("logzsol", -2.0, 0.4, "dex", r"$\log Z/Z_\odot$", "log10 stellar metallicity over 0.02"),
-    Parameter("tau_v", 0.0, 3.0, "", r"$\tau_V$", "diffuse dust: optical depth at 5500 Angstrom"),
-    Parameter("tau_birth", 0.0, 3.0, "", r"$\tau_{\rm birth}$", "birth-cloud dust: optical depth at 5500 Angstrom"),
-    Parameter("dust_index", -1.0, 0.4, "", r"$\delta_{\rm dust}$", "slope of the diffuse dust relative to Calzetti"),
+from popsed_jax.sps.dust_emission import DustEmission, emission_weights, load_dust_emission
+from popsed_jax.sps.metallicity import evolving_weights, metallicity_weights
+from popsed_jax.sps.nebular import (
+    LYMAN_LIMIT,
+    NebularGrid,
+    ionising_mass,
+    ionising_transmission,
+    load_nebular,
+    template_spectra,
 )
-REDSHIFT = Parameter("redshift", 0.001, 0.8, "", r"$z$", "redshift")
+from popsed_jax.sps.sfh import Composition, SFHModel, build_sfh
+from popsed_jax.sps.spectrum import interpolation_weights, luminosity
+from popsed_jax.sps.ssp import SSPTemplates, age_bin_edges, as_device, extend_infrared, load_ssp
 
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """What a galaxy is made of.
-
-    Args:
-        ssp: "nebular" or "stellar" (shipped BC03-MILES templates, with and without the light of ionised gas), or the path of
-            an HDF5 file in the layout of DSPS.
-        sfh: star-formation history: four bases and a burst, delayed tau, or a single burst.
-        metallicity_scatter: standard deviation of log10 Z within a galaxy [dex].
-        cosmology: flat LCDM.
-    """
-
-    ssp: str = "nebular"
-    sfh: SFHName = "bases"
-    metallicity_scatter: float = 0.2
-    cosmology: Cosmology = dataclasses.field(default_factory=Cosmology)
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        build_sfh(self.sfh)
-        if not 0.02 <= self.metallicity_scatter <= 1.0:
-            raise ValueError(f"model: metallicity_scatter = {self.metallicity_scatter} dex is not between 0.02 and 1")
+RECENT, RECENT10 = 0.1, 0.01  # [Gyr] over which star-formation rates are averaged
 
 
 class RedshiftGrid(flax.struct.PyTreeNode):
@@ -82,6 +53,35 @@ class RedshiftGrid(flax.struct.PyTreeNode):
         return index, position - index
 
 
+class Gas(NamedTuple):
+    """Ionised gas: the grid, and the spectrum of each of its templates on the stars' wavelengths [Lsun/Hz/Msun]."""
+
+    grid: NebularGrid
+    lum_nu: Float[Array, "met log_u node wave"]
+
+
+class Spectrum(NamedTuple):
+    """Parts of a galaxy's rest-frame spectrum as they leave it [Lsun/Hz]; zero where the model has no such part.
+
+    Attributes:
+        stars, gas: attenuated light of stars and of ionised gas.
+        dust: emission of the dust that attenuates them.
+        agn: the nucleus, attenuated by its own dust.
+        unattenuated: stars and gas before any dust.
+    """
+
+    stars: Float[Array, "*batch wave"]
+    gas: Float[Array, "*batch wave"]
+    dust: Float[Array, "*batch wave"]
+    agn: Float[Array, "*batch wave"]
+    unattenuated: Float[Array, "*batch wave"]
+
+    @property
+    def total(self) -> Float[Array, "*batch wave"]:
+        """All that leaves the galaxy."""
+        return self.stars + self.gas + self.dust + self.agn
+
+
 @flax.struct.dataclass
 class GalaxyModel:
     """Everything that turns one galaxy's parameters into its stars; arrays are in JAX's default precision.
@@ -91,7 +91,10 @@ class GalaxyModel:
         basis_ages: mass fraction of each basis history in each age bin, tabulated in redshift.
         age_edges: edges of the age bins [Gyr].
         young: 1 for template ages inside the birth cloud, else 0.
-        recent: fraction of each age bin that lies in the last 0.1 Gyr.
+        recent, recent10: fraction of each age bin that lies in the last 100 and 10 Myr.
+        gas: the nebular grid and the spectra of its templates, None when the templates hold all nebular light.
+        dust: spectra of warm dust on the templates' wavelengths, None without dust emission.
+        agn_lum_nu: nucleus whose nu L_nu at 5100 Angstrom is 1 Lsun [Lsun/Hz], None without one.
     """
 
     ssp: SSPTemplates
@@ -99,7 +102,11 @@ class GalaxyModel:
     age_edges: Float[Array, " edge"]
     young: Float[Array, " age"]
     recent: Float[Array, " age"]
+    recent10: Float[Array, " age"]
     grid: RedshiftGrid
+    gas: Gas | None
+    dust: DustEmission | None
+    agn_lum_nu: Float[Array, " wave"] | None
     space: ParameterSpace = flax.struct.field(pytree_node=False)
     config: ModelConfig = flax.struct.field(pytree_node=False)
 
@@ -118,7 +125,7 @@ class GalaxyModel:
         return self.sfh.compose(params, self.cosmology.age(params["redshift"]), self.age_edges)
 
     def metallicity_weights(self, params: Mapping[str, Array]) -> Float[Array, " met"]:
-        """One galaxy's mass fraction on each template metallicity."""
+        """One galaxy's mass fraction on each template metallicity, when it is the same for stars of all ages."""
         return metallicity_weights(params["logzsol"], self.ssp.log_met, self.config.metallicity_scatter)
 
     def burst_nodes(self, burst_age: Float[Array, ""]) -> tuple[Array, Array]:
@@ -139,36 +146,87 @@ class GalaxyModel:
         weights = weights.at[index + 1].add(parts.burst_fraction * step)
         return weights if parts.age_weights is None else weights + parts.age_weights
 
+    def joint_weights(self, params: Mapping[str, Array]) -> Float[Array, "met age"]:
+        """One galaxy's mass fraction on each template metallicity and age; sums to one."""
+        ages = self.age_weights(params)
+        if self.config.metallicity == "constant":
+            return jnp.outer(self.metallicity_weights(params), ages)
+        return evolving_weights(params["logzsol"], ages, self.ssp.log_met, self.config.metallicity_scatter)
+
     def derived(self, theta: Float[Array, " dim"]) -> dict[str, Float[Array, ""]]:
         """Derived properties of one galaxy, by the names in `DERIVED` (units in `DERIVED_META`).
 
-        The specific star-formation rate has a floor of 1e-13 / yr: no photometry tells smaller ones from zero.
+        The specific star-formation rates have a floor of 1e-13 / yr: no photometry tells smaller ones from zero.
         """
         params = self.space.unpack(theta)
-        ages = self.age_weights(params)
-        surviving = self.metallicity_weights(params) @ self.ssp.surviving @ ages
+        joint = self.joint_weights(params)
+        ages = joint.sum(axis=0)
+        surviving = jnp.sum(joint * self.ssp.surviving)
         log_mass = params["log_mass"] + jnp.log10(surviving)
         ssfr = jnp.maximum(ages @ self.recent / (RECENT * 1e9 * surviving), SSFR_FLOOR)
+        ssfr10 = jnp.maximum(ages @ self.recent10 / (RECENT10 * 1e9 * surviving), SSFR_FLOOR)
         return {
             "log_mass_surviving": log_mass,
             "log_sfr": jnp.log10(ssfr) + log_mass,
             "log_ssfr": jnp.log10(ssfr),
             "age_mw": ages @ 10.0**self.ssp.log_age,
+            "log_sfr10": jnp.log10(ssfr10) + log_mass,
+            "t50": half_mass_time(ages, jnp.minimum(self.age_edges, self.cosmology.age(params["redshift"]))),
         }
 
-    def spectrum(self, theta: Float[Array, " dim"]) -> Float[Array, " wave"]:
-        """Attenuated rest-frame spectrum of one galaxy on the templates' wavelengths [Lsun/Hz].
+    def split_by_cloud(self, joint: Float[Array, "met age"]) -> Float[Array, "cloud met age"]:
+        """Weights of stars outside and inside the birth cloud."""
+        return jnp.stack([joint * (1.0 - self.young), joint * self.young])
+
+    def gas_weights(
+        self, params: Mapping[str, Array], joint: Float[Array, "met age"]
+    ) -> Float[Array, "cloud met node"]:
+        """Mass on the nebular grid's metallicities and ages, of stars outside and inside the birth cloud."""
+        assert self.gas is not None
+        grid, logz_gas = self.gas.grid, params.get("logz_gas")
+        return jax.vmap(lambda part: ionising_mass(grid, part, logz_gas))(self.split_by_cloud(joint))
+
+    def dust_weights(self, params: Mapping[str, Array]) -> Float[Array, "kind qpah umin"]:
+        """How much of each dust spectrum makes one solar luminosity."""
+        assert self.dust is not None
+        return emission_weights(self.dust, params["qpah"], params["umin"], 10.0 ** params["log_gamma"])
+
+    def components(self, theta: Float[Array, " dim"]) -> Spectrum:
+        """Rest-frame spectrum of one galaxy by its parts, on the templates' wavelengths.
 
         The route without tables: the reference for `popsed_jax.observe.photometry`, and what a spectrum plot wants.
         """
         params = self.space.unpack(theta)
-        ages, met = self.age_weights(params), self.metallicity_weights(params)
-        old_trans, young_trans = transmission(self.ssp.wave, params["tau_v"], params["tau_birth"], params["dust_index"])
-        num_wave = self.ssp.wave.shape[0]
-        flat = self.ssp.lum_nu.reshape(-1, num_wave)
-        old = jnp.outer(met, ages * (1.0 - self.young)).ravel() @ flat
-        young = jnp.outer(met, ages * self.young).ravel() @ flat
-        return 10.0 ** params["log_mass"] * (old * old_trans + young * young_trans)
+        joint, wave = self.joint_weights(params), self.ssp.wave
+        stars = self.split_by_cloud(joint).reshape(2, -1) @ self.ssp.lum_nu.reshape(-1, len(wave))
+        gas = jnp.zeros_like(stars)
+        if self.gas is not None:
+            ionisation = interpolation_weights(params["log_u"], self.gas.grid.log_u)
+            nodes = self.gas_weights(params, joint)[:, :, None, :] * ionisation[:, None]
+            gas = nodes.reshape(2, -1) @ self.gas.lum_nu.reshape(-1, len(wave))
+        law = self.config.attenuation
+        trans = jnp.stack(transmission(wave, params["tau_v"], params["tau_birth"], params["dust_index"], law))
+        dust = agn = jnp.zeros_like(wave)
+        if self.dust is not None:
+            # Light below the Lyman limit is the gas's, whether or not the model follows it.
+            lost = jnp.where(wave >= LYMAN_LIMIT, jnp.sum((stars + gas) * (1.0 - trans), axis=0), 0.0)
+            spectra = jnp.stack([self.dust.single, self.dust.power_law]).reshape(-1, len(wave))
+            dust = luminosity(wave, lost) * (self.dust_weights(params).ravel() @ spectra)
+        if self.agn_lum_nu is not None:
+            strength = params["f_agn"] * nu_lum_nu(wave, stars.sum(axis=0))
+            agn = strength * self.agn_lum_nu * agn_transmission(wave, params["agn_ebv"])
+        parts = (jnp.sum(stars * trans, axis=0), jnp.sum(gas * trans, axis=0), dust, agn, jnp.sum(stars + gas, axis=0))
+        return Spectrum(*(10.0 ** params["log_mass"] * part for part in parts))
+
+    def spectrum(self, theta: Float[Array, " dim"]) -> Float[Array, " wave"]:
+        """Attenuated rest-frame spectrum of one galaxy on the templates' wavelengths [Lsun/Hz]."""
+        return self.components(theta).total
+
+
+def half_mass_time(age_weights: Float[Array, " age"], age_edges: Float[Array, " edge"]) -> Float[Array, ""]:
+    """Lookback time by which half of the mass had formed [Gyr], the rate constant within each age bin."""
+    younger = jnp.concatenate([jnp.zeros(1, age_weights.dtype), jnp.cumsum(age_weights)])
+    return jnp.interp(0.5 * younger[-1], younger, age_edges)
 
 
 def build_galaxy_model(
@@ -189,24 +247,56 @@ def build_galaxy_model(
     """
     config = config or ModelConfig()
     sfh = build_sfh(config.sfh)
-    space = ParameterSpace((REDSHIFT, COMMON[0], *sfh.parameters, *COMMON[1:])).replace_bounds(bounds or {})
+    space = config.parameters.replace_bounds(bounds or {})
     if space["redshift"].low < 1e-4:
         raise ValueError(f"parameters: redshift starts at {space['redshift'].low}; distances need at least 1e-4")
-    ssp = load_ssp(config.ssp)
+    ssp, gas, dust = _load_light(config)
     edges = age_bin_edges(ssp.log_age)
     low, high = np.log1p(space["redshift"].low), np.log1p(space["redshift"].high)
     num = int(np.ceil((high - low) / redshift_step)) + 1
     grid = RedshiftGrid(start=float(low), step=float((high - low) / (num - 1)), num=num)
     with jax.ensure_compile_time_eval():
         age_universe = np.asarray(config.cosmology.age(jnp.asarray(grid.redshift)), dtype=float)
-    recent = np.clip((RECENT - edges[:-1]) / np.diff(edges), 0.0, 1.0)
+    recent, recent10 = (np.clip((span - edges[:-1]) / np.diff(edges), 0.0, 1.0) for span in (RECENT, RECENT10))
     return GalaxyModel(
         ssp=as_device(ssp),
         basis_ages=jnp.asarray(sfh.basis_age_weights(age_universe, edges)),
         age_edges=jnp.asarray(edges),
         young=jnp.asarray(10.0**ssp.log_age <= AGE_BIRTH_CLOUD, dtype=float),
         recent=jnp.asarray(recent),
+        recent10=jnp.asarray(recent10),
         grid=grid,
+        gas=gas,
+        dust=dust,
+        agn_lum_nu=agn_spectrum(jnp.asarray(ssp.wave, dtype=float), config.agn_shape) if config.agn else None,
         space=space,
         config=config,
+    )
+
+
+def _load_light(config: ModelConfig) -> tuple[SSPTemplates, Gas | None, DustEmission | None]:
+    """Templates of stars, gas and dust on one set of wavelengths."""
+    ssp, gas, dust = load_ssp(config.ssp), None, None
+    if config.dust_emission:
+        dust = load_dust_emission()
+        ssp = extend_infrared(ssp, np.asarray(dust.wave, float))
+        dust = _on_wavelengths(dust, jnp.asarray(ssp.wave, dtype=float))
+    if config.nebular:
+        grid = load_nebular(ssp.log_age, ssp.log_met, ssp.wave)
+        gas = Gas(grid, template_spectra(grid))
+        let_through = np.asarray(ionising_transmission(grid, ssp.wave), float)
+        ssp = dataclasses.replace(ssp, lum_nu=np.asarray(ssp.lum_nu) * let_through)
+    return ssp, gas, dust
+
+
+def _on_wavelengths(dust: DustEmission, wave: Float[Array, " wave"]) -> DustEmission:
+    """The dust's spectra on other wavelengths, of unit power there."""
+
+    def moved(lum_nu: Float[Array, " own"]) -> Float[Array, " wave"]:
+        spectrum = jnp.interp(wave, dust.wave, lum_nu, left=0.0, right=0.0)
+        return spectrum / luminosity(wave, spectrum)
+
+    each = jax.vmap(jax.vmap(moved))
+    return dataclasses.replace(
+        dust, wave=wave, single=each(jnp.asarray(dust.single)), power_law=each(jnp.asarray(dust.power_law))
     )

@@ -7,9 +7,10 @@ they emit can be tabulated in redshift), a burst of one age, and optionally free
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal, NamedTuple, get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from astropy.table import Table
@@ -17,8 +18,9 @@ from jaxtyping import Array, Float
 
 from popsed_jax.data import data_path
 from popsed_jax.parameters import Parameter
+from popsed_jax.sps import diffstar
 
-SFHName = Literal["bases", "delayed_tau", "burst"]
+SFHName = Literal["bases", "delayed_tau", "burst", "continuity", "diffstar"]
 _GAUSS_NODES, _GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(4)
 
 _BURST_AGE = Parameter("t_burst", 0.01, 13.27, "Gyr", r"$t_{\rm burst}$", "lookback time of the burst")
@@ -80,21 +82,15 @@ class DelayedTau:
     )
 
     def compose(self, params: Mapping[str, Array], age_universe: Array, age_edges: Array) -> Composition:
-        """The star-formation rate integrated in every age bin by a 4-point Gauss rule.
-
-        Differences of the cumulative mass would cancel in float32 in the youngest bins.
-        """
+        """The star-formation rate integrated in every age bin."""
         duration = age_universe * (1.0 - params["start_fraction"])
         tau = 10.0 ** params["log_tau"]
-        low, high = age_edges[:-1], age_edges[1:]
-        high = jnp.minimum(high, duration)  # nothing formed before the start
-        width = jnp.maximum(high - low, 0.0)
-        age = low[:, None] + width[:, None] * jnp.asarray(0.5 * (1.0 + _GAUSS_NODES))
-        since = jnp.maximum(duration - age, 0.0)
-        rate = since * jnp.exp(-since / tau)
-        mass = width * (rate @ jnp.asarray(0.5 * _GAUSS_WEIGHTS))
-        zero = jnp.zeros(())
-        return Composition(jnp.zeros(0), zero, jnp.ones(()), mass / jnp.sum(mass))
+
+        def rate(age: Array) -> Array:
+            since = jnp.maximum(duration - age, 0.0)
+            return since * jnp.exp(-since / tau)
+
+        return _of_ages(_integrate(rate, duration, age_edges))
 
     def basis_age_weights(self, age_universe: np.ndarray, age_edges: np.ndarray) -> np.ndarray:
         """No tabulated bases."""
@@ -117,8 +113,80 @@ class SingleBurst:
         return np.zeros((len(age_universe), 0, len(age_edges) - 1))
 
 
-SFHModel = BasisBurst | DelayedTau | SingleBurst
-_MODELS: dict[str, SFHModel] = {"bases": BasisBurst(), "delayed_tau": DelayedTau(), "burst": SingleBurst()}
+@dataclasses.dataclass(frozen=True)
+class Continuity:
+    """A constant rate in each of seven bins of lookback time, neighbours tied by a prior on their ratio. (Leja+19, sec. 2.2)
+
+    The bins end at 30 Myr, 100 Myr, four equal steps in log time up to 0.85 of the age of the Universe, and that age. The
+    ratios log10(SFR_n / SFR_n+1), the youngest first, are Student-t variates of two degrees of freedom and scale 0.3
+    (Leja+19, eq. 2-3), here within five dex.
+    """
+
+    num_basis: ClassVar[int] = 0
+    num_bins: ClassVar[int] = 7
+    parameters: ClassVar[tuple[Parameter, ...]] = tuple(
+        Parameter(
+            f"log_sfr_ratio{n}",
+            -5.0,
+            5.0,
+            "dex",
+            rf"$\log {{\rm SFR}}_{n}/{{\rm SFR}}_{n + 1}$",
+            f"log10 star-formation rate of lookback bin {n} over that of the older bin {n + 1}",
+            student_t=0.3,
+        )
+        for n in range(1, 7)
+    )
+
+    def edges(self, age_universe: Float[Array, ""]) -> Float[Array, " edge"]:
+        """Edges of the bins in lookback time [Gyr]."""
+        steps = jnp.linspace(0.0, 1.0, self.num_bins - 2)
+        middle = 0.1 * (0.85 * age_universe / 0.1) ** steps
+        return jnp.concatenate([jnp.array([0.0, 0.03]), middle, age_universe[None]])
+
+    def compose(self, params: Mapping[str, Array], age_universe: Array, age_edges: Array) -> Composition:
+        """Rates times the exact overlap of the bins with the template ages'."""
+        ratios = jnp.stack([params[p.name] for p in self.parameters])
+        log_rate = -jnp.concatenate([jnp.zeros(1, ratios.dtype), jnp.cumsum(ratios)])
+        # The scale drops out below; the largest rate is 1, as the ratios span up to 30 dex.
+        rate = 10.0 ** (log_rate - jax.lax.stop_gradient(log_rate.max()))
+        edges = self.edges(age_universe)
+        low = jnp.maximum(age_edges[:-1, None], edges[:-1])
+        high = jnp.minimum(age_edges[1:, None], edges[1:])
+        return _of_ages(jnp.maximum(high - low, 0.0) @ rate)
+
+    def basis_age_weights(self, age_universe: np.ndarray, age_edges: np.ndarray) -> np.ndarray:
+        """No tabulated bases."""
+        return np.zeros((len(age_universe), 0, len(age_edges) - 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Diffstar:
+    """Stars from the gas that a growing halo accretes, with a quenching event. (Alarcon+23; `popsed_jax.sps.diffstar`)"""
+
+    num_basis: ClassVar[int] = 0
+    parameters: ClassVar[tuple[Parameter, ...]] = diffstar.PARAMETERS
+
+    def compose(self, params: Mapping[str, Array], age_universe: Array, age_edges: Array) -> Composition:
+        """The star-formation rate integrated in every age bin."""
+
+        def rate(age: Array) -> Array:
+            return diffstar.star_formation_rate(params, age_universe - age)
+
+        return _of_ages(_integrate(rate, age_universe, age_edges))
+
+    def basis_age_weights(self, age_universe: np.ndarray, age_edges: np.ndarray) -> np.ndarray:
+        """No tabulated bases."""
+        return np.zeros((len(age_universe), 0, len(age_edges) - 1))
+
+
+SFHModel = BasisBurst | DelayedTau | SingleBurst | Continuity | Diffstar
+_MODELS: dict[str, SFHModel] = {
+    "bases": BasisBurst(),
+    "delayed_tau": DelayedTau(),
+    "burst": SingleBurst(),
+    "continuity": Continuity(),
+    "diffstar": Diffstar(),
+}
 
 
 def build_sfh(name: str) -> SFHModel:
@@ -126,6 +194,22 @@ def build_sfh(name: str) -> SFHModel:
     if name not in _MODELS:
         raise ValueError(f"no star-formation history {name!r}; choose one of {', '.join(get_args(SFHName))}")
     return _MODELS[name]
+
+
+def _integrate(rate: Callable[[Array], Array], oldest: Array, age_edges: Array) -> Array:
+    """Mass formed in each age bin, up to the age `oldest`, by a 4-point Gauss rule.
+
+    Differences of the cumulative mass would cancel in float32 in the youngest bins.
+    """
+    low, high = age_edges[:-1], jnp.minimum(age_edges[1:], oldest)  # nothing formed before
+    width = jnp.maximum(high - low, 0.0)
+    age = low[:, None] + width[:, None] * jnp.asarray(0.5 * (1.0 + _GAUSS_NODES))
+    return width * (rate(age) @ jnp.asarray(0.5 * _GAUSS_WEIGHTS))
+
+
+def _of_ages(mass: Array) -> Composition:
+    """A history of free weights on the template ages alone."""
+    return Composition(jnp.zeros(0), jnp.zeros(()), jnp.ones(()), mass / jnp.sum(mass))
 
 
 def stick_breaking(kappa: Float[Array, " 3"]) -> Float[Array, " 4"]:

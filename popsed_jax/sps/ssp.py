@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import flax.struct
@@ -94,3 +95,19 @@ def age_bin_edges(log_age: Float[Array | np.ndarray, " age"]) -> Float[np.ndarra
 def as_device(ssp: SSPTemplates) -> SSPTemplates:
     """The templates as JAX arrays in the default precision."""
     return jax.tree.map(jnp.asarray, ssp)
+
+
+def extend_infrared(ssp: SSPTemplates, wave: Float[np.ndarray, " more"]) -> SSPTemplates:
+    """The templates on more wavelengths: linear between their own, beyond them the Rayleigh-Jeans tail of starlight.
+
+    Args:
+        wave: wavelengths to add [Angstrom], those of the dust that outshines the stars there.
+    """
+    own, lum_nu = np.asarray(ssp.wave, float), np.asarray(ssp.lum_nu, float)
+    union = np.union1d(own, wave[wave > own[0]])
+    # On the source's own points the interpolation is exact: an integral of the linear spectrum does not change.
+    cell = np.clip(np.searchsorted(own, union, side="right") - 1, 0, len(own) - 2)
+    step = np.minimum((union - own[cell]) / (own[cell + 1] - own[cell]), 1.0)
+    tail = np.minimum(1.0, own[-1] / union) ** 2
+    lum_nu = (lum_nu[..., cell] * (1.0 - step) + lum_nu[..., cell + 1] * step) * tail
+    return dataclasses.replace(ssp, wave=union, lum_nu=lum_nu)
