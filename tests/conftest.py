@@ -27,6 +27,14 @@ from popsed_jax.sps.galaxy import GalaxyModel, build_galaxy_model  # noqa: E402
 
 BANDS = ("sdss_u0", "sdss_g0", "sdss_r0", "sdss_i0", "sdss_z0")
 
+# The longest files; started first, the workers end together.
+LONGEST = ("test_training", "test_cli", "test_population", "test_components", "test_sfh")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
 
 @pytest.fixture(scope="session")
 def bands() -> tuple[str, ...]:

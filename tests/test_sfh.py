@@ -114,6 +114,7 @@ class TestLaws:
         # A rounding of log Z is seen through a lognormal of 0.2 dex.
         np.testing.assert_allclose(single, double, atol=5e-6)
 
+    @pytest.mark.slow
     def test_gradients(self, models, history, metallicity):
         """Against finite differences, one parameter at each draw; and finite on the bounds in single precision."""
         model = models[history, metallicity, True]
