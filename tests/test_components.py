@@ -61,7 +61,7 @@ def test_tables_match_the_full_integral(case):
     error = np.abs(2.5 * np.log10(found / (expected * factor)))[expected > 1e-3 * free]
     # The dust's polynomial within a filter is the limit, as for stars alone; the worst of all draws measured is 0.0132.
     assert error.max() < 0.02
-    assert np.quantile(error, 0.95) < 0.005
+    assert np.quantile(error, 0.95) < 0.01
     assert np.median(error) < 1e-3
 
 
