@@ -18,6 +18,8 @@ from popsed_jax.population.mock import MockConfig, sample_truth
 from popsed_jax.population.model import Population, load_population
 from popsed_jax.report import build_report
 from popsed_jax.run import FitResult, build_survey, fit
+from popsed_jax.sps.config import ModelConfig
+from popsed_jax.sps.galaxy import build_galaxy_model
 from popsed_jax.tables import read_table, write_table
 
 __version__ = "0.1.0"
@@ -27,9 +29,11 @@ __all__ = [
     "CatalogConfig",
     "FitResult",
     "MockConfig",
+    "ModelConfig",
     "Population",
     "RunConfig",
     "build_catalog",
+    "build_galaxy_model",
     "build_report",
     "build_survey",
     "default_config",

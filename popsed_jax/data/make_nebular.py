@@ -38,6 +38,7 @@ from popsed_jax.data.make_ssp import (
     SOLAR_METALLICITY,
     STELLAR,
     WHEEL,
+    check_mantissa,
     pixel_edges,
     rebin,
     round_mantissa,
@@ -70,8 +71,7 @@ class NebularConfig:
             raise ValueError(f"metallicities must be increasing and among {SOURCE_METALLICITIES}")
         if not 0.0 < self.tolerance < 1.0:
             raise ValueError(f"tolerance must be between 0 and 1, got {self.tolerance}")
-        if not 1 <= self.mantissa_bits <= 23:
-            raise ValueError(f"mantissa_bits must be in 1..23, got {self.mantissa_bits}")
+        check_mantissa(self.mantissa_bits)
 
 
 class NebularTables(NamedTuple):

@@ -73,8 +73,7 @@ class SSPConfig:
             raise ValueError(f"log_u must be one of -4, -3.5, ... 0, got {self.log_u}")
         if not (self.log_age_start < self.log_age_stop and self.log_age_step > 0):
             raise ValueError("log_age_start must be below log_age_stop, and log_age_step positive")
-        if not 1 <= self.mantissa_bits <= 23:
-            raise ValueError(f"mantissa_bits must be in 1..23, got {self.mantissa_bits}")
+        check_mantissa(self.mantissa_bits)
 
 
 class StellarGrid(NamedTuple):
@@ -140,6 +139,12 @@ def choose_ages(age: Float[np.ndarray, " source"], config: SSPConfig) -> Int[np.
     wanted = config.log_age_start + config.log_age_step * np.arange(num)
     log_age = np.log10(age[1:])
     return 1 + np.unique(np.abs(log_age - wanted[:, None]).argmin(axis=1))
+
+
+def check_mantissa(bits: int) -> None:
+    """Refuse a number of explicit mantissa bits that no float32 has."""
+    if not 1 <= bits <= 23:
+        raise ValueError(f"mantissa_bits must be in 1..23, got {bits}")
 
 
 def round_mantissa(values: Float[np.ndarray, "*shape"], bits: int) -> Float32[np.ndarray, "*shape"]:

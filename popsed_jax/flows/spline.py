@@ -12,6 +12,7 @@ where the samples are.
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any, cast
 
 import distrax
@@ -137,14 +138,18 @@ def init_flow(
         raise ValueError(f"a coupling flow needs at least two dimensions, got {dim}")
     config = config or FlowConfig()
     conditioner = _conditioner(dim, config)
-    keys = jax.random.split(key, config.num_layers)
-    layers = jax.vmap(lambda k: conditioner.init(k, jnp.zeros((1, dim - _num_moved(dim)))))(keys)
     return SplineFlow(
-        layers=layers,
+        layers=_init_layers(jax.random.split(key, config.num_layers), conditioner, dim - _num_moved(dim)),
         mean=jnp.zeros(dim) if mean is None else jnp.asarray(mean),
         chol=jnp.eye(dim) if chol is None else jnp.asarray(chol),
         config=config,
     )
+
+
+@partial(jax.jit, static_argnames=("conditioner", "num_kept"))
+def _init_layers(keys: Array, conditioner: Conditioner, num_kept: int) -> Any:
+    """Weights of all layers."""
+    return jax.vmap(lambda key: conditioner.init(key, jnp.zeros((1, num_kept))))(keys)
 
 
 def whiten(u: Float[Array, "num dim"], ridge: float = 1e-3) -> tuple[Float[Array, " dim"], Float[Array, "dim dim"]]:

@@ -131,12 +131,12 @@ def flux(table: PhotometryTable, model: GalaxyModel, theta: Float[Array, " dim"]
     params = model.space.unpack(theta)
     redshift = params["redshift"]
     z, up = model.grid.locate(redshift)
-    parts = model.composition(params)
+    parts, joint = model.composition(params), model.joint_weights(params)
     if model.config.metallicity == "constant" and parts.age_weights is None:
         stars = _separable_light(table, model, parts, model.metallicity_weights(params), z, up)
     else:
-        stars = _joint_light(table, model, model.joint_weights(params), z, up)
-    light = stars if table.gas is None else stars + _gas_light(table, model, params, z, up)
+        stars = _joint_light(table, model, joint, z, up)
+    light = stars if table.gas is None else stars + _gas_light(table, model, params, joint, z, up)
     seen = sum(table.num_nodes)
     rest = jnp.concatenate([table.nodes[:seen] / (1.0 + redshift), table.nodes[seen:]])
     law = model.config.attenuation
@@ -173,13 +173,18 @@ def _joint_light(
 
 
 def _gas_light(
-    table: PhotometryTable, model: GalaxyModel, params: Mapping[str, Array], z: Array, up: Array
+    table: PhotometryTable,
+    model: GalaxyModel,
+    params: Mapping[str, Array],
+    joint: Float[Array, "met age"],
+    z: Array,
+    up: Array,
 ) -> Float[Array, "cloud node"]:
     """Light of ionised gas outside and inside the birth cloud, linear in log U between two nodes of the grid."""
     assert model.gas is not None
     assert table.gas is not None
     tabulated = table.gas
-    mass = model.gas_weights(params, model.joint_weights(params)).reshape(2, -1)
+    mass = model.gas_weights(params, joint).reshape(2, -1)
     below, part = locate(params["log_u"], model.gas.grid.log_u)
 
     def contract(node: Array) -> Array:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from jaxtyping import Array, Float
 from popsed_jax.population.objective import Member
 from popsed_jax.population.storage import StorageError, load_metadata, load_tree, save_tree
 from popsed_jax.population.train import EpochInfo, TrainState
+
+Content = TypeVar("Content")
 
 
 class CheckpointError(ValueError):
@@ -45,6 +47,22 @@ class Checkpoint:
         metadata = {"settings": self._digest, "epochs": str(len(history))}
         save_tree(self.folder / "state.safetensors", (state, stacked), metadata)
 
+    def check(self) -> None:
+        """Refuse at once what `load` could not use.
+
+        Raises:
+            CheckpointError: nothing to resume, a damaged file, or other settings; says what to do.
+        """
+        paths = [self.folder / f"{name}.safetensors" for name in ("members", "state")]
+        if not paths[0].is_file():
+            raise CheckpointError(f"nothing to resume: {paths[0]} does not exist. Start the run without --resume.")
+        for path in paths:
+            if path.is_file() and _read(load_metadata, path).get("settings") != self._digest:
+                raise CheckpointError(
+                    f"the checkpoint in {self.folder} belongs to other settings: resume with the config.toml of that "
+                    "run, or start anew without --resume"
+                )
+
     def load(
         self, like: tuple[Member, Array], begin: Callable[[Member], TrainState]
     ) -> tuple[Member, Array, TrainState, list[EpochInfo]]:
@@ -55,31 +73,24 @@ class Checkpoint:
             begin: from members to their initial state.
 
         Raises:
-            CheckpointError: nothing to resume, a damaged file, or other settings; says what to do.
+            CheckpointError: as `check`.
         """
-        path = self.folder / "members.safetensors"
+        self.check()
+        members, reference = _read(load_tree, self.folder / "members.safetensors", like)
+        state = begin(members)
+        path = self.folder / "state.safetensors"
         if not path.is_file():
-            raise CheckpointError(f"nothing to resume: {path} does not exist. Start the run without --resume.")
-        try:
-            self._check(load_metadata(path))
-            members, reference = load_tree(path, like)
-            state = begin(members)
-            path = self.folder / "state.safetensors"
-            if not path.is_file():
-                return members, reference, state, []
-            metadata = load_metadata(path)
-            self._check(metadata)
-            num = int(metadata["epochs"])
-            empty = jnp.zeros((num, members.controlled.shape[0]))
-            state, stacked = load_tree(path, (state, EpochInfo(*[empty] * len(EpochInfo._fields))))
-        except StorageError as error:
-            raise CheckpointError(f"{error}. Start the run anew without --resume.") from None
+            return members, reference, state, []
+        num = int(_read(load_metadata, path)["epochs"])
+        empty = jnp.zeros((num, members.controlled.shape[0]))
+        state, stacked = _read(load_tree, path, (state, EpochInfo(*[empty] * len(EpochInfo._fields))))
         history = [jax.tree.map(lambda column, i=i: np.asarray(column[i]), stacked) for i in range(num)]
         return members, reference, state, history
 
-    def _check(self, metadata: Mapping[str, str]) -> None:
-        if metadata.get("settings") != self._digest:
-            raise CheckpointError(
-                f"the checkpoint in {self.folder} belongs to other settings: resume with the config.toml of that run, "
-                "or start anew without --resume"
-            )
+
+def _read(read: Callable[..., Content], *args: Any) -> Content:
+    """What `read` finds in a file; damage becomes an error that says what to do."""
+    try:
+        return read(*args)
+    except StorageError as error:
+        raise CheckpointError(f"{error}. Start the run anew without --resume.") from None

@@ -174,10 +174,14 @@ def empty_members(
 ) -> tuple[Member, Float[Array, "member draw dim"]]:
     """Arrays of the shapes that `build_members` returns, for reading them back."""
     dim, total = len(problem.forward.space), config.num_members + int(config.flat_control)
-    flows = jax.vmap(lambda key: init_flow(key, dim, flow))(jax.random.split(jax.random.key(0), total))
-    bootstrap = jnp.zeros((total, problem.train.shape[0]), dtype=jnp.int32)
-    members = Member(flows, jnp.zeros((total, dim)), bootstrap, jnp.zeros(total))
-    return members, jnp.zeros((config.num_members, config.reference_draws, dim))
+
+    def build() -> tuple[Member, Array]:
+        flows = jax.vmap(lambda key: init_flow(key, dim, flow))(jax.random.split(jax.random.key(0), total))
+        bootstrap = jnp.zeros((total, problem.train.shape[0]), dtype=jnp.int32)
+        members = Member(flows, jnp.zeros((total, dim)), bootstrap, jnp.zeros(total))
+        return members, jnp.zeros((config.num_members, config.reference_draws, dim))
+
+    return jax.jit(build)()
 
 
 def train(

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,13 @@ from popsed_jax.parameters import Parameter, ParameterSpace
 from popsed_jax.population.storage import StorageError, load_tree, save_tree, write_atomically
 
 FORMAT_VERSION = 1
+
+
+class Meaning(dict[str, Any]):
+    """What a population means, in JSON's types; not to be changed. Hashable: a population may enter compiled functions."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(json.dumps(self, sort_keys=True))
 
 
 @flax.struct.dataclass
@@ -35,7 +43,10 @@ class Population:
     flows: SplineFlow
     weights: Float[Array, " member"]
     space: ParameterSpace = flax.struct.field(pytree_node=False)
-    meta: Mapping[str, Any] = flax.struct.field(pytree_node=False, default_factory=dict)
+    meta: Mapping[str, Any] = flax.struct.field(pytree_node=False, default_factory=Meaning)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "meta", Meaning(self.meta))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -52,6 +63,7 @@ class Population:
         theta, _ = self.sample_members(key, num)
         return {name: theta[:, i] for i, name in enumerate(self.names)}
 
+    @partial(jax.jit, static_argnames="num")
     def sample_members(self, key: Array, num: int) -> tuple[Float[Array, "num dim"], Array]:
         """Galaxies as an array, and the member that each came from."""
         key_member, key_flow = jax.random.split(key)
@@ -62,6 +74,7 @@ class Population:
             u = jnp.where((member == i)[:, None], self.member(i).forward(x)[0], u)
         return self.space.to_theta(u), member
 
+    @jax.jit
     def log_prob(self, theta: Float[Array, "num dim"] | Mapping[str, Array]) -> Float[Array, " num"]:
         """Exact log density of theta, -inf outside the bounds.
 
@@ -130,6 +143,7 @@ def load_population(folder: Path | str) -> Population:
     space = ParameterSpace(tuple(Parameter(**p) for p in description.pop("parameters")))
     config = FlowConfig(**description.pop("flow"))
     num = description.pop("num_members")
-    empty = jax.vmap(lambda key: init_flow(key, len(space), config))(jax.random.split(jax.random.key(0), num))
-    arrays = load_tree(weights, (empty, jnp.zeros(num)))
-    return Population(*arrays, space=space, meta=description)
+    keys = jax.random.split(jax.random.key(0), num)
+    like = jax.jit(jax.vmap(lambda key: init_flow(key, len(space), config)))(keys)
+    flows, member_weights = load_tree(weights, (like, jnp.zeros(num)))
+    return Population(flows, member_weights, space=space, meta=description)

@@ -20,13 +20,17 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from popsed_jax.observe.forward import ForwardModel
+from popsed_jax.parameters import ParameterSpace
 from popsed_jax.population.batching import map_batches
 
 # Gallazzi+05, table 2: stellar metallicity log(Z/Zsun), median and 16th, 84th percentiles, against log stellar mass.
 _MZR_MASS = np.array([8.91, 9.31, 9.72, 9.91, 10.11, 10.31, 10.51, 10.72, 10.91, 11.11, 11.31, 11.51, 11.91])
 _MZR_MEDIAN = np.array([-0.60, -0.65, -0.52, -0.41, -0.23, -0.11, -0.01, 0.04, 0.07, 0.10, 0.12, 0.13, 0.15])
 _MZR_SCATTER = np.array([0.55, 0.53, 0.51, 0.50, 0.47, 0.41, 0.31, 0.23, 0.19, 0.17, 0.16, 0.17, 0.16])
-
+# Mean and scatter of the optional parts' parameters. Ionisation of star-forming galaxies (Kewley & Dopita 2002); PAHs, starlight
+# and the share of bright starlight in SINGS galaxies (Draine+07, sec. 7-9; umin as log10).
+_OPTIONAL = {"log_u": (-3.0, 0.3), "qpah": (3.4, 1.2), "umin": (0.1, 0.4), "log_gamma": (-2.0, 0.5)}
+_AGN_MEAN = {"f_agn": 0.03, "agn_ebv": 0.1}  # exponential: most galaxies have next to no nucleus
 
 # How far whole relations of the reference may be off, by parameter, in its unit: stellar metallicities by 0.15 dex (apertures
 # and libraries: Gallazzi+05, sec. 5; Conroy 2013, sec. 5), mass-weighted ages by 0.2 dex with the assumed history (Leja+19),
@@ -281,17 +285,13 @@ def _dress(
     def put(theta: Array, name: str, value: Array) -> Array:
         return theta.at[:, space.index(name)].set(value) if name in space.names else theta
 
-    def inside(name: str, value: Array) -> Array:
-        margin = 1e-4 * (space[name].high - space[name].low)
-        return jnp.clip(value, space[name].low + margin, space[name].high - margin)
-
     def truncated(key: Array, name: str, mean: Array | float, scatter: Array | float) -> Array:
         low, high = (space[name].low - mean) / scatter, (space[name].high - mean) / scatter
-        return inside(name, mean + scatter * jax.random.truncated_normal(key, low, high, (num,)))
+        return _inside(space, name, mean + scatter * jax.random.truncated_normal(key, low, high, (num,)))
 
     if "kappa1" in space.names:
         kappa = theta[:, space.index("kappa1")] + hyper["history_offset"]
-        theta = put(theta, "kappa1", inside("kappa1", kappa + hyper["history_slope"] * (log_mass - 10.8)))
+        theta = put(theta, "kappa1", _inside(space, "kappa1", kappa + hyper["history_slope"] * (log_mass - 10.8)))
     metallicity = jnp.interp(log_mass, _MZR_MASS, _MZR_MEDIAN) + hyper["metallicity_offset"]
     theta = put(theta, "redshift", redshift)
     theta = put(
@@ -313,20 +313,9 @@ def _dress(
     return put(theta, "log_mass", jnp.clip(log_mass - lost, bounds.low + 1e-3, bounds.high - 1e-3))
 
 
-# Mean and scatter of the optional parts' parameters. Ionisation of star-forming galaxies (Kewley & Dopita 2002); PAHs, starlight
-# and the share of bright starlight in SINGS galaxies (Draine+07, sec. 7-9; umin as log10).
-_OPTIONAL = {"log_u": (-3.0, 0.3), "qpah": (3.4, 1.2), "umin": (0.1, 0.4), "log_gamma": (-2.0, 0.5)}
-_AGN_MEAN = {"f_agn": 0.03, "agn_ebv": 0.1}  # exponential: most galaxies have next to no nucleus
-
-
 def _dress_gas_and_dust(key: Array, forward: ForwardModel, theta: Float[Array, "num dim"]) -> Float[Array, "num dim"]:
     """Draw the parameters of gas, dust emission and nucleus, where the model has them."""
     space, num = forward.space, len(theta)
-
-    def inside(name: str, value: Array) -> Array:
-        margin = 1e-4 * (space[name].high - space[name].low)
-        return jnp.clip(value, space[name].low + margin, space[name].high - margin)
-
     drawn: dict[str, Array] = {}
     for i, (name, (mean, scatter)) in enumerate(_OPTIONAL.items()):
         normal = mean + scatter * jax.random.normal(jax.random.fold_in(key, i), (num,))
@@ -336,8 +325,15 @@ def _dress_gas_and_dust(key: Array, forward: ForwardModel, theta: Float[Array, "
     drawn["logz_gas"] = theta[:, space.index("logzsol")]
     for name, values in drawn.items():
         if name in space.names:
-            theta = theta.at[:, space.index(name)].set(inside(name, values))
+            theta = theta.at[:, space.index(name)].set(_inside(space, name, values))
     return theta
+
+
+def _inside(space: ParameterSpace, name: str, value: Array) -> Array:
+    """Clipped to just within the bounds: on a bound itself u is not defined."""
+    low, high = space[name].low, space[name].high
+    margin = 1e-4 * (high - low)
+    return jnp.clip(value, low + margin, high - margin)
 
 
 def _match_histories(key: Array, library: Library, redshift: Array, log_ssfr: Array) -> Float[Array, "num dim"]:

@@ -69,21 +69,31 @@ def build_space(
     )  # d mag / d flux of Lupton+99
     num = mags.shape[1]
     colors = np.eye(num)[:-1] - np.eye(num)[1:]
+    bands = _over_width(mags, np.eye(num))
+    colors = _over_width(mags, np.eye(num)[:-1] - np.eye(num)[1:])
+    color = np.concatenate([bands[[np.argmin(noise)]], colors])
     matrix = {
-        "photometry": np.concatenate([np.eye(num), colors]),
-        "magnitude": np.eye(num),
-    }.get(kind, np.concatenate([np.eye(num)[[np.argmin(noise)]], colors]))
-    features = mags @ matrix.T
-    width = _NORMAL_MAD * np.median(np.abs(features - np.median(features, axis=0)), axis=0)
-    matrix = matrix / np.maximum(width, 1e-6)[:, None]
-    if kind in ("whitened", "balanced"):
-        features = mags @ matrix.T
-        inside = np.all(np.abs(features - np.median(features, axis=0)) < 5.0, axis=1)
-        variance, axes = np.linalg.eigh(np.cov(features[inside], rowvar=False))
-        floor = np.array([4.0 * np.sum((axis @ matrix) ** 2 * noise**2) for axis in axes.T])
-        matrix = (axes / np.sqrt(np.maximum(variance, floor))).T @ matrix
-    if kind == "balanced":
-        spread = _NORMAL_MAD * np.median(np.abs(mags - np.median(mags, axis=0)), axis=0)
-        matrix = np.concatenate([matrix, np.eye(num) / np.maximum(spread, 1e-6)[:, None]])
+        "magnitude": lambda: bands,
+        "photometry": lambda: np.concatenate([bands, colors]),
+        "color": lambda: color,
+        "whitened": lambda: _whiten(mags, color, noise),
+        "balanced": lambda: np.concatenate([_whiten(mags, color, noise), bands]),
+    }[kind]()
     center = np.median(mags @ matrix.T, axis=0)
     return ComparisonSpace(jnp.asarray(softening), jnp.asarray(matrix), jnp.asarray(center))
+
+
+def _over_width(mags: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Rows of a map of magnitudes, each over the robust width of what it gives."""
+    features = mags @ matrix.T
+    width = _NORMAL_MAD * np.median(np.abs(features - np.median(features, axis=0)), axis=0)
+    return matrix / np.maximum(width, 1e-6)[:, None]  # a band of one value has no width
+
+
+def _whiten(mags: np.ndarray, matrix: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Principal axes of a map's features, each to unit variance but no finer than twice the noise."""
+    features = mags @ matrix.T
+    inside = np.all(np.abs(features - np.median(features, axis=0)) < 5.0, axis=1)
+    variance, axes = np.linalg.eigh(np.cov(features[inside], rowvar=False))
+    floor = np.array([4.0 * np.sum((axis @ matrix) ** 2 * noise**2) for axis in axes.T])
+    return (axes / np.sqrt(np.maximum(variance, floor))).T @ matrix

@@ -6,8 +6,8 @@ where F^-1 is the quantile function of the points projected on theta. The divisi
 Sinkhorn divergence here, so that the two can be mixed. O(num_projections N log N).
 
 Bias. Between N points of x and N of y the expected cost exceeds the populations' by a sampling term that grows with either
-width, so that its minimum lies at a model narrower than the data (Bellemare et al. 2017, arXiv:1705.10743, sec. 3). For the
-quadratic cost that term falls as 1/N, and a quarter of the cost between the halves of one cloud estimates it.
+width, so that its minimum lies at a model narrower than the data (Bellemare et al. 2017, arXiv:1705.10743, sec. 3). In one
+dimension that term falls as N^(-power/2), so the cost between the halves of one cloud, times 2^-(1 + power/2), estimates it.
 
 Sorting. XLA sorts floats on the CPU by calling a comparison for each pair, some ten times slower than NumPy; a host
 callback to NumPy is fast but can wait for ever when the process has one core (measured with jax 0.10.2; its arguments
@@ -53,8 +53,8 @@ def sliced_wasserstein(
         weights_y: the same for y.
         power: 1 or 2.
         orthogonal: as in `sample_directions`.
-        debias: subtract the sampling term of both clouds (module docstring), exact to first order in 1/N for power 2. Rows
-            must be in random order.
+        debias: subtract the sampling term of both clouds (module docstring): exact to first order in 1/N for power 2; for
+            power 1 exact only between clouds of one population, as the terms do not add. Rows must be in random order.
 
     Returns:
         mean over directions of W_power^power / power [unit^power], >= 0 unless debiased.
@@ -139,14 +139,14 @@ def _sampling_term(
 ) -> Float[Array, ""]:
     """What the sampling of one cloud adds to its cost against another of the same size.
 
-    Halves of N/2 points each have twice that term, and there are two of them: a quarter (power 2, variance as 1/N).
+    Two clouds share what their sampling costs; between halves of N/2 points it is 2^(power/2) times as large.
     """
     half = cloud.shape[0] // 2
     parts = (None, None) if weights is None else (weights[:half], weights[half : 2 * half])
     between = projected_wasserstein(
         directions, cloud[:half], cloud[half : 2 * half], weights_x=parts[0], weights_y=parts[1], power=power
     )
-    return between / 2.0**power
+    return between / 2.0 ** (1.0 + 0.5 * power)
 
 
 def _order(values: Float[Array, "projection sample"]) -> Int[Array, "projection sample"]:
