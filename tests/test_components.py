@@ -140,8 +140,8 @@ def test_the_reference_dresses_every_part(noise, bands):
     config = ModelConfig(ssp="stellar", nebular=True, gas_metallicity="free", dust_emission=True, agn=True)
     selection = SelectionConfig((MagnitudeLimit("sdss_r0", 17.77),))
     forward = build_forward_model(bands, noise, selection=selection, model=config, bounds=REDSHIFTS)
-    reference = ReferenceConfig()
-    library = build_library(jax.random.key(0), forward, reference, 4096)
+    reference = ReferenceConfig(num_histories=4096)
+    library = build_library(jax.random.key(0), forward, reference)
     theta = sample_reference(jax.random.key(1), forward, draw_hyper(None, reference), library, 200)
     assert bool(jnp.all(forward.space.inside(theta)))
     column = {name: np.asarray(theta[:, i]) for i, name in enumerate(forward.space.names)}

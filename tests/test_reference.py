@@ -99,6 +99,7 @@ class TestConfig:
         [
             ({"kind": "round"}, "kind = 'round' must be 'physical' or 'flat'"),
             ({"burst_fraction": 0.0}, "burst_fraction = 0.0 must lie between 0 and 1"),
+            ({"num_histories": 5}, "num_histories = 5 must be at least 100"),
             ({"log_mstar": (10.7, -0.1)}, r"log_mstar = \(10.7, -0.1\) must be \[value, uncertainty\]"),
             ({"alpha1": (float("nan"), 0.1)}, "alpha1 = "),
         ],
@@ -111,7 +112,7 @@ class TestConfig:
 @pytest.fixture(scope="module")
 def library(forward):
     """Histories of the prior; 4,096 is one batch of the forward model."""
-    return build_library(jax.random.key(0), forward, ReferenceConfig(), 4096)
+    return build_library(jax.random.key(0), forward, ReferenceConfig(num_histories=4096))
 
 
 @pytest.fixture(scope="module")

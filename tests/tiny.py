@@ -10,6 +10,7 @@ import numpy as np
 import popsed_jax as pj
 from popsed_jax.flows.spline import FlowConfig
 from popsed_jax.observe.selection import MagnitudeLimit, SelectionConfig
+from popsed_jax.population.reference import ReferenceConfig
 
 
 def tiny_config(**fit_changes: object) -> pj.RunConfig:
@@ -34,6 +35,7 @@ def tiny_config(**fit_changes: object) -> pj.RunConfig:
         catalog=dataclasses.replace(config.catalog.resolved(), bands=bands),
         selection=SelectionConfig((MagnitudeLimit("sdss_r0", 17.7, 0.1),)),
         parameters={"redshift": (0.01, 0.3)},
+        reference=ReferenceConfig(num_histories=1000),
         flow=FlowConfig(num_layers=2, hidden=8, num_blocks=1, num_bins=4),
         fit=fit,
     )

@@ -66,6 +66,7 @@ class ReferenceConfig:
         birth_cloud: ratio of tau_birth to tau_v (Price+14; the prior of Leja+19 is 1 +- 0.3).
         systematics: standard deviation, by parameter, of a shift of the whole reference along it; fitted with the population.
         burst_fraction: mean mass fraction of the burst (exponential; Kauffmann+03).
+        num_histories: star-formation histories in the library from which galaxies get theirs, at each of its redshifts.
     """
 
     kind: str = "physical"
@@ -92,6 +93,7 @@ class ReferenceConfig:
     history_slope: tuple[float, float] = (0.0, 0.08)
     birth_cloud: tuple[float, float] = (1.0, 0.15)
     burst_fraction: float = 0.05
+    num_histories: int = 30_000
     systematics: dict[str, float] = dataclasses.field(default_factory=lambda: dict(SYSTEMATICS))
 
     def __post_init__(self) -> None:
@@ -99,6 +101,8 @@ class ReferenceConfig:
             raise ValueError(f"reference: kind = {self.kind!r} must be 'physical' or 'flat'")
         if not 0.0 < self.burst_fraction < 1.0:
             raise ValueError(f"reference: burst_fraction = {self.burst_fraction} must lie between 0 and 1")
+        if self.num_histories < 100:
+            raise ValueError(f"reference: num_histories = {self.num_histories} must be at least 100")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not isinstance(field.default, tuple):
@@ -195,12 +199,13 @@ class _Proposal(NamedTuple):
     cumulative: np.ndarray
 
 
-def build_library(key: Array, forward: ForwardModel, config: ReferenceConfig, size: int = 30_000) -> Library:
+def build_library(key: Array, forward: ForwardModel, config: ReferenceConfig) -> Library:
     """Draw histories from the model's own prior, bursts as small as the literature has them, and sort them."""
     space = forward.space
     bounds = space["redshift"]
     redshift = np.expm1(np.linspace(np.log1p(bounds.low), np.log1p(bounds.high), 8))
     key_theta, key_burst = jax.random.split(key)
+    size = config.num_histories
     flat = space.sample_flat(key_theta, size)
     if "f_burst" in space.names:
         burst = jnp.minimum(config.burst_fraction * jax.random.exponential(key_burst, (size,)), 0.95)
