@@ -84,7 +84,15 @@ def table_of(history, params, age):
     return t, sfr * 10.0 ** (params["log_mass"] - 9.0) / mass
 
 
-@pytest.mark.parametrize("history", ["bases", "delayed_tau", "diffstar", "continuity"])
+@pytest.mark.parametrize(
+    "history",
+    [
+        "diffstar",
+        "continuity",
+        pytest.param("bases", marks=pytest.mark.slow),  # these two: tests/test_sps.py has their spectra in the default run
+        pytest.param("delayed_tau", marks=pytest.mark.slow),
+    ],
+)
 def test_spectra_and_photometry(templates, history):
     """1e-4 in the spectrum from 912 Angstrom to 5 micron, 0.002 mag in photometry; both from the whole model."""
     bounds = {"redshift": (0.2, 0.21)}
