@@ -44,7 +44,11 @@ def templates(tmp_path_factory):
         lum_nu, surviving = (np.asarray(source[n], float) for n in ("ssp_flux", "surviving_mass_fraction"))
         file["ssp_flux"] = lum_nu[:, cell] * (1.0 - up)[:, None] + lum_nu[:, cell + 1] * up[:, None]
         file["surviving_mass_fraction"] = surviving[:, cell] * (1.0 - up) + surviving[:, cell + 1] * up
-        file["ssp_lgmet"], file["ssp_wave"], file["ssp_lg_age_gyr"] = source["ssp_lgmet"][()], source["ssp_wave"][()], new
+        file["ssp_lgmet"], file["ssp_wave"], file["ssp_lg_age_gyr"] = (
+            source["ssp_lgmet"][()],
+            source["ssp_wave"][()],
+            new,
+        )
     return str(path)
 
 
@@ -89,7 +93,9 @@ def table_of(history, params, age):
     [
         "diffstar",
         "continuity",
-        pytest.param("bases", marks=pytest.mark.slow),  # these two: tests/test_sps.py has their spectra in the default run
+        pytest.param(
+            "bases", marks=pytest.mark.slow
+        ),  # these two: tests/test_sps.py has their spectra in the default run
         pytest.param("delayed_tau", marks=pytest.mark.slow),
     ],
 )

@@ -32,7 +32,7 @@ CASES = {
     "diffstar, all parts": (ModelConfig(sfh="diffstar", metallicity="evolving", **PARTS), (*BANDS, "wise_w4")),
 }
 WAVES = (950.0, 1400.0, 2175.0, 3700.0, 4861.0, 6563.0, 12_000.0, 40_000.0, 77_000.0)
-STEP = 1e-6  # of a parameter's range
+STEP = 1e-6  # of a parameter's range, or of the burst's age, in whose logarithm the templates are spaced
 LAW_EDGES = (912.0, 1200.0, 1500.0, 1950.0, 6300.0, 31_000.0)  # of the attenuation laws' pieces [Angstrom]
 
 
@@ -118,7 +118,9 @@ def diffstar_pieces(p, age, edges):
     """Where the history has corners: the halo stops growing, the consumption time passes the age of the Universe."""
     ages = []
     for one in age:
-        sfh._integrate(lambda at: ages.append(np.asarray(at)) or jnp.zeros_like(at), jnp.asarray(one), jnp.asarray(edges))
+        sfh._integrate(
+            lambda at: ages.append(np.asarray(at)) or jnp.zeros_like(at), jnp.asarray(one), jnp.asarray(edges)
+        )
     t = np.maximum(age[:, None] - np.stack(ages), diffstar.EARLIEST)
     params = {name: jnp.asarray(value)[:, None] for name, value in p.items()}
     tau = 10.0 ** p["log_tau_gas"][:, None]
@@ -154,27 +156,29 @@ def check(name, num, seed):
     model, table = built(name)
     outputs, space = outputs_of(model, table), model.space
     value, cells = over(outputs), cells_of(model, table)
-    width = np.array([p.high - p.low for p in space.parameters])
-    theta = space.sample_flat(jax.random.key(seed), num)
     # Two steps to either side must stay within the bounds.
-    low = np.array([p.low for p in space.parameters])
-    theta = jnp.clip(theta, low + 3.0 * STEP * width, low + width - 3.0 * STEP * width)
-    slope = np.asarray(over(jax.jacfwd(outputs))(theta)) * width
+    low, high = (np.array([getattr(p, end) for p in space.parameters]) for end in ("low", "high"))
+    theta = space.sample_flat(jax.random.key(seed), num)
+    theta = jnp.clip(theta, low + 3.0 * STEP * (high - low), high - 3.0 * STEP * (high - low))
+    unit = np.tile(high - low, (num, 1))
+    if "t_burst" in space.names:
+        unit[:, space.index("t_burst")] = theta[:, space.index("t_burst")]
+    slope = np.asarray(over(jax.jacfwd(outputs))(theta)) * unit[:, None, :]
     assert np.all(np.isfinite(slope)), f"{name}: not finite"
     here, at = np.asarray(value(theta)), cells(theta)
     sided = 0
     for i, parameter in enumerate(space.parameters):
-        h = np.eye(len(space))[i] * width * STEP
+        h = np.eye(len(space))[i] * unit * STEP
         up, down = np.asarray(value(theta + h)), np.asarray(value(theta - h))
         numeric = (up - down) / (2.0 * STEP)
         same_up, same_down = (np.all(cells(theta + sign * h) == at, axis=1) for sign in (1.0, -1.0))
         for side in np.flatnonzero(~(same_up & same_down)):
             sided += 1
-            sign = 1.0 if same_up[side] else -1.0
-            two = theta[side : side + 1] + 2.0 * sign * h
             assert same_up[side] or same_down[side], f"{name}: two kinks within {parameter.name} of draw {side}"
+            sign = 1.0 if same_up[side] else -1.0
+            two = np.asarray(value((theta + 2.0 * sign * h)[side : side + 1]))[0]
             near = (up if sign > 0 else down)[side]
-            numeric[side] = sign * (4.0 * near - 3.0 * here[side] - np.asarray(value(two))[0]) / (2.0 * STEP)
+            numeric[side] = sign * (4.0 * near - 3.0 * here[side] - two) / (2.0 * STEP)
         # Rounding of outputs of order 30 over a step of 2e-6 leaves 1e-8 to 1e-7 of absolute error.
         np.testing.assert_allclose(slope[:, :, i], numeric, rtol=1e-5, atol=2e-6, err_msg=f"{name}: {parameter.name}")
     dead = (np.abs(slope).max(axis=1) == 0.0) & ~expected_zero(model, theta)
@@ -207,7 +211,9 @@ def test_finite_on_every_bound(name):
     low, high = (jnp.array([getattr(p, end) for p in model.space.parameters]) for end in ("low", "high"))
     middle = jnp.tile(0.5 * (low + high), (len(low), 1))
     index = jnp.arange(len(low))
-    points = jnp.concatenate([middle.at[index, index].set(low), middle.at[index, index].set(high), low[None], high[None]])
+    points = jnp.concatenate(
+        [middle.at[index, index].set(low), middle.at[index, index].set(high), low[None], high[None]]
+    )
     outputs = outputs_of(model, table)
     both = over(lambda one: (outputs(one), jax.jacfwd(outputs)(one), jax.jacrev(outputs)(one)))(points)
     for values in both:
