@@ -20,9 +20,17 @@ from popsed_jax.sps.spectrum import LIGHT
 
 # One Lsun/Hz at 10 pc, in units of the AB zero flux (3631 Jy); Lsun = 3.828e33 erg/s (IAU 2015 B3), 10 pc in cm.
 LSUN_PER_HZ_AT_10PC = 3.828e33 / (4.0 * np.pi * (3.0856775814913674e19) ** 2) / 3.631e-20
-# Windows of the light that dust absorbs [Angstrom] and the nodes at which its transmission is taken in each: together the
-# absorbed power is within 0.3 % of the full integral (tests/test_components.py).
-ABSORPTION_WINDOWS = ((LYMAN_LIMIT, 1700.0, 6), (1700.0, 2900.0, 8), (2900.0, 6000.0, 5), (6000.0, 31_000.0, 6))
+# Windows of the light that dust absorbs [Angstrom] and the nodes at which its transmission is taken in each. They end where
+# the laws have edges: Leitherer's ultraviolet, Calzetti's red and the end of his curve; the bump has a window to itself, and
+# beyond 30 micron there is no starlight. The absorbed power is within 0.4 % of the full integral for every law
+# (tests/test_energy.py).
+ABSORPTION_WINDOWS = (
+    (LYMAN_LIMIT, 1500.0, 5),
+    (1500.0, 2900.0, 8),
+    (2900.0, 6300.0, 4),
+    (6300.0, 31_000.0, 5),
+    (31_000.0, 300_000.0, 5),
+)
 
 
 def integrate_spectrum(
@@ -67,12 +75,16 @@ def band_weights(
     return _spread(wave, observed / (1.0 + redshift), lagrange * trans)
 
 
-def window_weights(wave: np.ndarray, first: float, last: float, nodes: np.ndarray, num_fine: int = 3000) -> np.ndarray:
-    """Weights (node, wave) for the power between two rest wavelengths, times Lagrange polynomials [Lsun per Lsun/Hz]."""
-    edges = np.linspace(np.log(first), np.log(last), num_fine + 1)
-    rest = np.exp(0.5 * (edges[1:] + edges[:-1]))
-    # d nu = c / lambda d ln(lambda)
-    return _spread(wave, rest, _lagrange(np.log(rest), np.log(nodes)) * (LIGHT / rest) * (edges[1] - edges[0]))
+def window_weights(wave: np.ndarray, first: float, last: float, nodes: np.ndarray) -> np.ndarray:
+    """Weights (node, wave) for the power from `first` to below `last`, times Lagrange polynomials [Lsun per Lsun/Hz].
+
+    The trapezoidal rule of `spectrum.luminosity`, pixel by pixel, so that windows side by side leave nothing out and add
+    up to it.
+    """
+    edges = np.concatenate([wave[:1], 0.5 * (wave[1:] + wave[:-1]), wave[-1:]])
+    power = np.where((wave >= first) & (wave < last), np.diff(edges) * LIGHT / wave**2, 0.0)
+    inside = np.clip(wave, first, last)  # polynomials of high degree overflow far outside, where nothing is counted
+    return _lagrange(np.log(inside), np.log(nodes)) * power
 
 
 def rest_weights(model: GalaxyModel) -> tuple[np.ndarray, np.ndarray]:

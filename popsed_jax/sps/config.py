@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal, get_args
 
 from popsed_jax.cosmology import Cosmology
@@ -42,6 +43,28 @@ REDSHIFT = Parameter("redshift", 0.001, 0.8, "", r"$z$", "redshift")
 
 
 @dataclasses.dataclass(frozen=True)
+class LineCalibration:
+    """What the nebular grid gets wrong about one emission line. (Leistedt+23, Alsing+24; `nebular.calibrated_lines`)
+
+    Args:
+        name: Cloudy's name of the line, e.g. "H  1  6562.80A" (`NebularGrid.line_name`).
+        offset: fractional offset of its luminosity, the same for all galaxies; in photometry, spectra and `lines`.
+        scatter: fractional scatter between galaxies, for `GalaxyModel.lines` with deviates; photometry has the mean.
+    """
+
+    name: str
+    offset: float = 0.0
+    scatter: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        if not (math.isfinite(self.offset) and self.offset > -1.0):
+            raise ValueError(f"line {self.name!r}: offset = {self.offset} must be above -1, where no light is left")
+        if not (math.isfinite(self.scatter) and self.scatter >= 0.0):
+            raise ValueError(f"line {self.name!r}: scatter = {self.scatter} must be finite and not negative")
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """What a galaxy is made of.
 
@@ -56,6 +79,7 @@ class ModelConfig:
         attenuation: law of the diffuse dust.
         nebular: light of ionised gas from the Cloudy grid, with log_u as a parameter; for templates without it ("stellar").
         gas_metallicity: "stellar" gives the gas the stars' metallicity, "free" makes logz_gas a parameter.
+        line_calibration: offset and scatter of single lines of that grid; the others are as computed.
         dust_emission: what dust absorbs comes back in the infrared (Draine & Li 2007), with qpah, umin and log_gamma.
         agn: an active nucleus (Temple+21), with f_agn and agn_ebv.
         agn_shape: its spectrum.
@@ -70,6 +94,7 @@ class ModelConfig:
     attenuation: AttenuationName = "kriek_conroy"
     nebular: bool = False
     gas_metallicity: Literal["stellar", "free"] = "stellar"
+    line_calibration: tuple[LineCalibration, ...] = ()
     dust_emission: bool = False
     agn: bool = False
     agn_shape: AGNConfig = dataclasses.field(default_factory=AGNConfig)
@@ -92,6 +117,11 @@ class ModelConfig:
             raise ValueError('model: nebular = true adds light that ssp = "nebular" already has; set ssp = "stellar"')
         if self.gas_metallicity == "free" and not self.nebular:
             raise ValueError('model: gas_metallicity = "free" needs nebular = true')
+        if self.line_calibration and not self.nebular:
+            raise ValueError("model: line_calibration needs nebular = true")
+        names = [line.name for line in self.line_calibration]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"model: line_calibration names {', '.join(map(repr, repeated))} more than once")
         if not 0.02 <= self.metallicity_scatter <= 1.0:
             raise ValueError(f"model: metallicity_scatter = {self.metallicity_scatter} dex is not between 0.02 and 1")
 

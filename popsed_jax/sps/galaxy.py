@@ -15,13 +15,15 @@ from jaxtyping import Array, Float
 from popsed_jax.cosmology import Cosmology
 from popsed_jax.parameters import ParameterSpace
 from popsed_jax.sps.agn import agn_spectrum, agn_transmission, nu_lum_nu
-from popsed_jax.sps.config import SSFR_FLOOR, ModelConfig
+from popsed_jax.sps.config import SSFR_FLOOR, LineCalibration, ModelConfig
 from popsed_jax.sps.dust import AGE_BIRTH_CLOUD, transmission
 from popsed_jax.sps.dust_emission import DustEmission, emission_weights, load_dust_emission
 from popsed_jax.sps.metallicity import evolving_weights, metallicity_weights
 from popsed_jax.sps.nebular import (
     LYMAN_LIMIT,
     NebularGrid,
+    calibrated_lines,
+    equivalent_width,
     ionising_mass,
     ionising_transmission,
     load_nebular,
@@ -54,10 +56,28 @@ class RedshiftGrid(flax.struct.PyTreeNode):
 
 
 class Gas(NamedTuple):
-    """Ionised gas: the grid, and the spectrum of each of its templates on the stars' wavelengths [Lsun/Hz/Msun]."""
+    """Ionised gas: the grid, and the spectrum of each of its templates on the stars' wavelengths [Lsun/Hz/Msun].
+
+    Attributes:
+        offset, scatter: fractional calibration of each line; the offset is in `lum_nu`, not in the grid.
+    """
 
     grid: NebularGrid
     lum_nu: Float[Array, "met log_u node wave"]
+    offset: Float[Array, " line"]
+    scatter: Float[Array, " line"]
+
+
+class Lines(NamedTuple):
+    """Emission lines of a galaxy's ionised gas as they leave it, in the order of `NebularGrid.line_name`.
+
+    Attributes:
+        lum: luminosities [Lsun], attenuated.
+        equivalent_width: in the rest frame [Angstrom], positive in emission.
+    """
+
+    lum: Float[Array, "*batch line"]
+    equivalent_width: Float[Array, "*batch line"]
 
 
 class Spectrum(NamedTuple):
@@ -201,9 +221,7 @@ class GalaxyModel:
         stars = self.split_by_cloud(joint).reshape(2, -1) @ self.ssp.lum_nu.reshape(-1, len(wave))
         gas = jnp.zeros_like(stars)
         if self.gas is not None:
-            ionisation = interpolation_weights(params["log_u"], self.gas.grid.log_u)
-            nodes = self.gas_weights(params, joint)[:, :, None, :] * ionisation[:, None]
-            gas = nodes.reshape(2, -1) @ self.gas.lum_nu.reshape(-1, len(wave))
+            gas = self._gas_nodes(params, joint) @ self.gas.lum_nu.reshape(-1, len(wave))
         law = self.config.attenuation
         trans = jnp.stack(transmission(wave, params["tau_v"], params["tau_birth"], params["dust_index"], law))
         dust = agn = jnp.zeros_like(wave)
@@ -217,6 +235,40 @@ class GalaxyModel:
             agn = strength * self.agn_lum_nu * agn_transmission(wave, params["agn_ebv"])
         parts = (jnp.sum(stars * trans, axis=0), jnp.sum(gas * trans, axis=0), dust, agn, jnp.sum(stars + gas, axis=0))
         return Spectrum(*(10.0 ** params["log_mass"] * part for part in parts))
+
+    def lines(self, theta: Float[Array, " dim"], deviate: Float[Array, " line"] | float = 0.0) -> Lines:
+        """Emission lines of one galaxy's ionised gas, attenuated as its continuum is: by the birth cloud around young stars.
+
+        Args:
+            theta: parameters.
+            deviate: this galaxy's standard normal deviates of the lines' scatter; zero gives the mean.
+
+        Raises:
+            ValueError: the model has no gas of its own (``nebular = false``).
+
+        Notes:
+            The continuum of an equivalent width is what leaves stars, gas and dust at the line's wavelength, without any
+            line, stellar absorption included; a nucleus is not counted. A single line is calibrated by
+            `ModelConfig.line_calibration`.
+        """
+        if self.gas is None:
+            raise ValueError('lines: the model follows no gas; set nebular = true and ssp = "stellar" in [model]')
+        params, grid, law = self.space.unpack(theta), self.gas.grid, self.config.attenuation
+        depths = (params["tau_v"], params["tau_birth"], params["dust_index"])
+        nodes = self._gas_nodes(params, self.joint_weights(params)) * 10.0 ** params["log_mass"]
+        emitted = nodes @ grid.line_lum.reshape(-1, grid.line_wave.shape[0])
+        escaped = jnp.sum(emitted * jnp.stack(transmission(grid.line_wave, *depths, law)), axis=0)
+        lum = calibrated_lines(escaped, self.gas.offset, self.gas.scatter, deviate)
+        wave, spectrum = self.ssp.wave, self.components(theta)
+        gas = nodes @ grid.lum_nu.reshape(-1, len(wave)) * jnp.stack(transmission(wave, *depths, law))
+        continuum = spectrum.stars + spectrum.dust + jnp.sum(gas, axis=0)
+        return Lines(lum, equivalent_width(lum, grid.line_wave, wave, continuum))
+
+    def _gas_nodes(self, params: Mapping[str, Array], joint: Float[Array, "met age"]) -> Float[Array, "cloud template"]:
+        """Mass on each template of the nebular grid, of stars outside and inside the birth cloud."""
+        assert self.gas is not None
+        ionisation = interpolation_weights(params["log_u"], self.gas.grid.log_u)
+        return (self.gas_weights(params, joint)[:, :, None, :] * ionisation[:, None]).reshape(2, -1)
 
     def spectrum(self, theta: Float[Array, " dim"]) -> Float[Array, " wave"]:
         """Attenuated rest-frame spectrum of one galaxy on the templates' wavelengths [Lsun/Hz]."""
@@ -283,10 +335,20 @@ def _load_light(config: ModelConfig) -> tuple[SSPTemplates, Gas | None, DustEmis
         dust = _on_wavelengths(dust, jnp.asarray(ssp.wave, dtype=float))
     if config.nebular:
         grid = load_nebular(ssp.log_age, ssp.log_met, ssp.wave)
-        gas = Gas(grid, template_spectra(grid))
+        offset, scatter = _line_calibration(grid, config.line_calibration)
+        gas = Gas(grid, template_spectra(grid, offset=offset), jnp.asarray(offset), jnp.asarray(scatter))
         let_through = np.asarray(ionising_transmission(grid, ssp.wave), float)
         ssp = dataclasses.replace(ssp, lum_nu=np.asarray(ssp.lum_nu) * let_through)
     return ssp, gas, dust
+
+
+def _line_calibration(grid: NebularGrid, lines: tuple[LineCalibration, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Offset and scatter of every line of the grid; zero for those that are not named."""
+    offset, scatter = np.zeros((2, len(grid.line_name)))
+    for line in lines:
+        index = grid.line(line.name)
+        offset[index], scatter[index] = line.offset, line.scatter
+    return offset, scatter
 
 
 def _on_wavelengths(dust: DustEmission, wave: Float[Array, " wave"]) -> DustEmission:

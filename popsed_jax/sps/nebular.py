@@ -6,6 +6,8 @@ continuum, or whatever else is tabulated for the templates (their fluxes through
 
 from __future__ import annotations
 
+import difflib
+
 import flax.struct
 import h5py
 import jax
@@ -75,7 +77,9 @@ class NebularGrid:
             ValueError: there is no such line.
         """
         if name not in self.line_name:
-            raise ValueError(f"no nebular line {name!r}; there are {', '.join(self.line_name)}")
+            near = difflib.get_close_matches(name, self.line_name, n=3, cutoff=0.5)
+            hint = f"; the nearest are {', '.join(map(repr, near))}" if near else ""
+            raise ValueError(f"no nebular line {name!r}{hint}; there are {', '.join(self.line_name)}")
         return self.line_name.index(name)
 
 

@@ -21,7 +21,10 @@ from popsed_jax.parameters import Parameter
 from popsed_jax.sps import diffstar
 
 SFHName = Literal["bases", "delayed_tau", "burst", "continuity", "diffstar"]
-_GAUSS_NODES, _GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(4)
+# Gauss rules for the star-formation rate within an age bin: bins of constant width in log age are narrow but for the oldest,
+# in which a history can rise, fall and quench.
+_RULE, _RULE_OLDEST = np.polynomial.legendre.leggauss(3), np.polynomial.legendre.leggauss(24)
+_NUM_OLDEST = 24
 
 _BURST_AGE = Parameter("t_burst", 0.01, 13.27, "Gyr", r"$t_{\rm burst}$", "lookback time of the burst")
 
@@ -197,14 +200,19 @@ def build_sfh(name: str) -> SFHModel:
 
 
 def _integrate(rate: Callable[[Array], Array], oldest: Array, age_edges: Array) -> Array:
-    """Mass formed in each age bin, up to the age `oldest`, by a 4-point Gauss rule.
+    """Mass formed in each age bin, up to the age `oldest`, by Gauss rules.
 
     Differences of the cumulative mass would cancel in float32 in the youngest bins.
     """
     low, high = age_edges[:-1], jnp.minimum(age_edges[1:], oldest)  # nothing formed before
     width = jnp.maximum(high - low, 0.0)
-    age = low[:, None] + width[:, None] * jnp.asarray(0.5 * (1.0 + _GAUSS_NODES))
-    return width * (rate(age) @ jnp.asarray(0.5 * _GAUSS_WEIGHTS))
+    num = max(len(age_edges) - 1 - _NUM_OLDEST, 0)
+    parts = ((slice(None, num), _RULE), (slice(num, None), _RULE_OLDEST))
+    ages = [low[part, None] + width[part, None] * jnp.asarray(0.5 * (1.0 + x)) for part, (x, _) in parts]
+    # One call: the rate is compiled once.
+    rates = jnp.split(rate(jnp.concatenate([age.ravel() for age in ages])), [ages[0].size])
+    means = [r.reshape(a.shape) @ jnp.asarray(0.5 * w) for r, a, (_, (_, w)) in zip(rates, ages, parts, strict=True)]
+    return width * jnp.concatenate(means)
 
 
 def _of_ages(mass: Array) -> Composition:
