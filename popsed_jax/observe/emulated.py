@@ -1,13 +1,15 @@
 """Broad-band fluxes of one galaxy from small networks, in place of `popsed_jax.observe.photometry`'s tables.
 
-A network gives ln(flux per Msun formed at 10 pc) of each population (`popsed_jax.sps.populations`): mass, distance and the
-mixture of the populations stay exact, so an error is the same at any mass, and no larger for a mixture than for its worst part.
-What the diffuse dust does at one wavelength of each filter is exact too, and the network learns the rest.
+A `PhotometryEmulator` gives ln(flux per Msun formed at 10 pc) of each population (`popsed_jax.sps.populations`): mass, distance
+and the mixture of the populations stay exact, so an error is the same at any mass, and no larger for a mixture than for its
+worst part. What the diffuse dust does at one wavelength of each filter is exact too, and the network learns the rest.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -16,12 +18,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from popsed_jax.observe.filters import load_filter
+from popsed_jax.observe.operators import LSUN_PER_HZ_AT_10PC, band_weights
 from popsed_jax.observe.photometry import PhotometryTable, dimming, light_per_mass
 from popsed_jax.parameters import Parameter, ParameterSpace
+from popsed_jax.sps.config import ModelConfig
 from popsed_jax.sps.dust import diffuse_optical_depth
 from popsed_jax.sps.emulator import EmulatorConfig, Feature, Network, default_features, draw_features, init_networks
-from popsed_jax.sps.galaxy import GalaxyModel
+from popsed_jax.sps.galaxy import GalaxyModel, RedshiftGrid
 from popsed_jax.sps.populations import burst_not_before_the_universe, population_fractions, population_groups
+from popsed_jax.sps.spectra import SpectrumEmulator
 
 _BATCH = 2048  # galaxies whose exact photometry is computed at once
 # Behind 40 mag of dust a galaxy is as good as dark, and single precision has no smaller fluxes to tell apart.
@@ -34,15 +39,19 @@ class PhotometryEmulator:
 
     Attributes:
         networks: one for each group; outputs are (population, filter), flattened.
-        pivots: wavelength of each filter at which the diffuse dust is taken exactly [Angstrom].
+        pivots: effective wavelength of each filter, at which the diffuse dust is taken exactly [Angstrom].
         filters: the filters.
         space: the parameters, with the bounds inside which the networks were trained.
+        config: what the galaxies are made of that they were trained on.
+        ssp_sha256: checksum of their templates.
     """
 
     networks: tuple[Network, ...]
     pivots: Float[Array, " filter"]
     filters: tuple[str, ...] = flax.struct.field(pytree_node=False)
     space: ParameterSpace = flax.struct.field(pytree_node=False)
+    config: ModelConfig = flax.struct.field(pytree_node=False)
+    ssp_sha256: str = flax.struct.field(pytree_node=False)
 
 
 def emulated_flux(
@@ -85,13 +94,8 @@ def population_light(
 
 
 def pivot_wavelengths(filters: Sequence[str]) -> Float[Array, " filter"]:
-    """Mean wavelength of each filter, photons counted in ln(wavelength) [Angstrom]."""
-    pivots = []
-    for name in filters:
-        curve = load_filter(name)
-        log_wave = np.log(curve.wave)
-        pivots.append(np.exp(np.trapezoid(curve.trans * log_wave, log_wave) / np.trapezoid(curve.trans, log_wave)))
-    return jnp.asarray(np.array(pivots))
+    """Effective wavelength of each filter [Angstrom]."""
+    return jnp.asarray([load_filter(name).effective_wave for name in filters], dtype=float)
 
 
 def emulated_parameters(model: GalaxyModel) -> tuple[Parameter, ...]:
@@ -142,4 +146,130 @@ def init_photometry_emulator(
         pivot_wavelengths(table.filters),
         filters=table.filters,
         space=model.space,
+        config=model.config,
+        ssp_sha256=model.ssp.sha256,
     )
+
+
+def select_filters(emulator: PhotometryEmulator, filters: Sequence[str]) -> PhotometryEmulator:
+    """The emulator of some of its filters, in that order.
+
+    Raises:
+        ValueError: filters that it does not have, or that have changed since, named.
+    """
+    missing = [name for name in filters if name not in emulator.filters]
+    if missing:
+        raise ValueError(
+            f"the emulator has no filter {', '.join(missing)}; it has {', '.join(emulator.filters)}. Train one with them."
+        )
+    chosen = [emulator.filters.index(name) for name in filters]
+    pivots = emulator.pivots[jnp.array(chosen)]
+    for name, pivot, now in zip(filters, pivots, pivot_wavelengths(filters), strict=True):
+        if abs(float(pivot) / float(now) - 1.0) > 1e-5:
+            raise ValueError(
+                f"filter {name} is not the curve that the emulator was trained with: its effective wavelength is "
+                f"{float(now):.2f} Angstrom, it was {float(pivot):.2f}"
+            )
+
+    def narrowed(network: Network) -> Network:
+        num = network.num_outputs // len(emulator.filters)
+        rows = jnp.array([k * len(emulator.filters) + i for k in range(num) for i in chosen])
+        return network.select_outputs(rows)
+
+    networks = tuple(narrowed(network) for network in emulator.networks)
+    return dataclasses.replace(emulator, networks=networks, pivots=pivots, filters=tuple(filters))
+
+
+def check_coverage(space: ParameterSpace, config: ModelConfig | None, ssp_sha256: str, model: GalaxyModel) -> None:
+    """Refuse a galaxy model for which an emulator was not trained: outside its training it is wrong without a sign of it.
+
+    Args:
+        space: the emulator's parameters and bounds.
+        config: what it was trained on; None for the spectra of another code, which only have parameters.
+        ssp_sha256: the templates it was trained on.
+        model: what it is to stand in for.
+
+    Raises:
+        ValueError: everything that the emulator does not cover, by name.
+    """
+    problems = []
+    for parameter in emulated_parameters(model):
+        if parameter.name not in space.names:
+            problems.append(f"parameter {parameter.name} is not among its parameters ({', '.join(space.names)})")
+            continue
+        trained = space[parameter.name]
+        slack = 1e-6 * (trained.high - trained.low)  # files may round
+        if parameter.low < trained.low - slack or parameter.high > trained.high + slack:
+            problems.append(
+                f"{parameter.name} reaches from {parameter.low:g} to {parameter.high:g}, and it was trained within "
+                f"{trained.low:g} to {trained.high:g}"
+            )
+    extra = set(space.names) - set(model.space.names) - {"log_mass"}
+    problems += [f"its parameter {name} is not one of the model's" for name in sorted(extra)]
+    if config is not None:
+        for field in dataclasses.fields(config):
+            trained_on, asked = getattr(config, field.name), getattr(model.config, field.name)
+            if field.name != "ssp" and trained_on != asked:
+                problems.append(f"model: {field.name} is {_words(asked)}, and it was trained on {_words(trained_on)}")
+        if ssp_sha256 != model.ssp.sha256:
+            problems.append(f"model: ssp = {model.config.ssp!r} holds other templates than it was trained on")
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        raise ValueError(f"the emulator does not cover this run; train another, or run without it:\n{listed}")
+
+
+def _words(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+@flax.struct.dataclass
+class SpectrumPhotometry:
+    """Filters over emulated spectra.
+
+    Attributes:
+        emulator: of the spectra.
+        weights: of the spectrum's values in each filter's flux at 10 pc, on nodes in redshift.
+        grid: those nodes.
+        filters: the filters.
+    """
+
+    emulator: SpectrumEmulator
+    weights: Float[Array, "redshift filter wave"]
+    grid: RedshiftGrid
+    filters: tuple[str, ...] = flax.struct.field(pytree_node=False)
+
+
+def build_spectrum_photometry(
+    emulator: SpectrumEmulator, model: GalaxyModel, filters: Sequence[str]
+) -> SpectrumPhotometry:
+    """Tabulate the integrals through filters on the galaxy model's redshift grid.
+
+    Raises:
+        ValueError: unknown filters; a filter beyond the emulator's wavelengths at some redshift of the grid.
+    """
+    curves, wave, redshift = (
+        [load_filter(name) for name in filters],
+        np.asarray(emulator.wave, float),
+        model.grid.redshift,
+    )
+    for curve in curves:
+        if curve.wave[0] / (1 + redshift[-1]) < wave[0] or curve.wave[-1] / (1 + redshift[0]) > wave[-1]:
+            raise ValueError(
+                f"filter {curve.name} ({curve.wave[0]:.0f}-{curve.wave[-1]:.0f} Angstrom) leaves the emulator's range "
+                f"({wave[0]:.0f}-{wave[-1]:.0f} Angstrom) within redshift {redshift[0]:.3f}-{redshift[-1]:.3f}"
+            )
+    one_node = [(curve, np.array([curve.effective_wave])) for curve in curves]  # one Lagrange polynomial is 1
+    igm = model.config.igm
+    weights = np.stack([np.concatenate([band_weights(wave, *pair, z, igm) for pair in one_node]) for z in redshift])
+    return SpectrumPhotometry(emulator, jnp.asarray(weights * LSUN_PER_HZ_AT_10PC), model.grid, filters=tuple(filters))
+
+
+def spectrum_flux(
+    photometry: SpectrumPhotometry, model: GalaxyModel, theta: Float[Array, " dim"]
+) -> Float[Array, " filter"]:
+    """AB flux of one galaxy through each filter from its emulated spectrum [maggies, AB]."""
+    params = model.space.unpack(theta)
+    spectrum = photometry.emulator.of_params(params | {"log_mass": jnp.zeros(())})
+    node, up = photometry.grid.locate(params["redshift"])
+    light = photometry.weights[node] @ spectrum * (1.0 - up) + photometry.weights[node + 1] @ spectrum * up
+    return light * dimming(model, params)

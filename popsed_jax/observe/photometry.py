@@ -132,9 +132,7 @@ def flux(table: PhotometryTable, model: GalaxyModel, theta: Float[Array, " dim"]
     return light_per_mass(table, model, params) * dimming(model, params)
 
 
-def light_per_mass(
-    table: PhotometryTable, model: GalaxyModel, params: Mapping[str, Array]
-) -> Float[Array, " filter"]:
+def light_per_mass(table: PhotometryTable, model: GalaxyModel, params: Mapping[str, Array]) -> Float[Array, " filter"]:
     """Redshifted flux of one galaxy at 10 pc per Msun formed [maggies/Msun]: `flux` without `dimming`."""
     redshift = params["redshift"]
     z, up = model.grid.locate(redshift)

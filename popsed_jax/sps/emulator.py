@@ -162,10 +162,16 @@ class Network:
         tables = sum(feature.num_nodes for feature in self.features) * self.hidden
         return 2 * (sum(int(np.prod(leaf.shape)) for leaf in kernels) - tables)
 
+    def select_outputs(self, rows: Array) -> Network:
+        """The network of some of its outputs."""
+        last = f"Dense_{self.num_layers}"
+        weights = {**self.weights, last: jax.tree.map(lambda leaf: leaf[..., rows], self.weights[last])}
+        return dataclasses.replace(self, weights=weights, shift=self.shift[rows], scale=self.scale[rows])
+
     def __call__(self, values: Values) -> Float[Array, " output"]:
         """Outputs for one galaxy's parameters by name."""
         x = jnp.stack([feature.scaled(values[feature.name]) for feature in self.features])
-        return self.shift + self.scale * self.layers.apply({"params": self.weights}, x)
+        return self.shift + self.scale * jnp.asarray(self.layers.apply({"params": self.weights}, x))
 
 
 @dataclasses.dataclass(frozen=True)
