@@ -23,7 +23,15 @@ from popsed_jax.observe.photometry import PhotometryTable, dimming, light_per_ma
 from popsed_jax.parameters import Parameter, ParameterSpace
 from popsed_jax.sps.config import ModelConfig
 from popsed_jax.sps.dust import diffuse_optical_depth
-from popsed_jax.sps.emulator import EmulatorConfig, Feature, Network, default_features, draw_features, init_networks
+from popsed_jax.sps.emulator import (
+    EmulatorConfig,
+    Feature,
+    Network,
+    default_features,
+    draw_examples,
+    draw_features,
+    init_networks,
+)
 from popsed_jax.sps.galaxy import GalaxyModel, RedshiftGrid
 from popsed_jax.sps.populations import burst_not_before_the_universe, population_fractions, population_groups
 from popsed_jax.sps.spectra import SpectrumEmulator
@@ -81,16 +89,16 @@ def population_light(
 ) -> tuple[Float[Array, "population filter"], ...]:
     """What the networks learn, exact: ln(flux per Msun at 10 pc) of the populations of each group, without the screen."""
     screen = _screen(pivot_wavelengths(table.filters), model, params)
-
-    def as_arrays(row: tuple[tuple[str, float], ...]) -> dict[str, Array]:
-        return {name: jnp.asarray(value) for name, value in row}
-
-    groups = []
-    for group in population_groups(model.config):
+    groups = population_groups(model.config)
+    rows = [dict(row) for group in groups for row in group.alone]
+    if len(rows) == 1:
         # Not a vmap: over an axis of length one XLA's CPU compiler (jax 0.10.2) garbles the last galaxies of a batch.
-        alone = [light_per_mass(table, model, params | as_arrays(row)) for row in group.alone]
-        groups.append(jnp.log(jnp.maximum(jnp.stack(alone), FAINTEST)) + screen)
-    return tuple(groups)
+        light = light_per_mass(table, model, params)[None]
+    else:
+        settings = {name: jnp.array([row[name] for row in rows]) for name in rows[0]}
+        light = jax.vmap(lambda alone: light_per_mass(table, model, params | alone))(settings)
+    log_light = jnp.log(jnp.maximum(light, FAINTEST)) + screen
+    return tuple(jnp.split(log_light, np.cumsum([len(group.alone) for group in groups])[:-1]))
 
 
 def pivot_wavelengths(filters: Sequence[str]) -> Float[Array, " filter"]:
@@ -140,7 +148,7 @@ def init_photometry_emulator(
     """An untrained emulator, its outputs scaled to draws of the prior."""
     key_draw, key_network = jax.random.split(key)
     truth = (table, model, jnp.asarray(config.prior_share))
-    _, outputs = jax.jit(draw_photometry, static_argnums=2)(truth, key_draw, min(_BATCH, config.chunk_size))
+    _, outputs = draw_examples(draw_photometry, truth, key_draw, config.chunk_size)
     return PhotometryEmulator(
         init_networks(key_network, group_features(model), outputs, config),
         pivot_wavelengths(table.filters),
@@ -258,9 +266,9 @@ def build_spectrum_photometry(
                 f"filter {curve.name} ({curve.wave[0]:.0f}-{curve.wave[-1]:.0f} Angstrom) leaves the emulator's range "
                 f"({wave[0]:.0f}-{wave[-1]:.0f} Angstrom) within redshift {redshift[0]:.3f}-{redshift[-1]:.3f}"
             )
-    one_node = [(curve, np.array([curve.effective_wave])) for curve in curves]  # one Lagrange polynomial is 1
-    igm = model.config.igm
-    weights = np.stack([np.concatenate([band_weights(wave, *pair, z, igm) for pair in one_node]) for z in redshift])
+    # Lagrange polynomials sum to one, whatever their nodes.
+    pairs, igm = [(curve, curve.wave[[0, -1]]) for curve in curves], model.config.igm
+    weights = np.stack([[band_weights(wave, *pair, z, igm).sum(axis=0) for pair in pairs] for z in redshift])
     return SpectrumPhotometry(emulator, jnp.asarray(weights * LSUN_PER_HZ_AT_10PC), model.grid, filters=tuple(filters))
 
 

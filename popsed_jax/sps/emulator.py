@@ -192,12 +192,12 @@ class EmulatorConfig:
         num_spectra: spectra made for the training of a spectral emulator.
     """
 
-    hidden: int = 64
+    hidden: int = 96
     num_layers: int = 3
-    num_chunks: int = 200
+    num_chunks: int = 100
     chunk_size: int = 32_768
-    steps_per_chunk: int = 64
-    batch_size: int = 2048
+    steps_per_chunk: int = 400
+    batch_size: int = 1024
     learning_rate: float = 3e-3
     prior_share: float = 0.5
     seed: int = 0
@@ -251,7 +251,12 @@ def init_training(networks: Sequence[Network], config: EmulatorConfig) -> TrainS
     return TrainState(weights, _optimiser(config).init(weights))
 
 
-@partial(jax.jit, static_argnames=("draw", "config"))
+@partial(jax.jit, static_argnums=(0, 3))
+def draw_examples(draw: Draw, truth: Any, key: Array, num: int) -> tuple[dict[str, Array], tuple[Array, ...]]:
+    """`draw(truth, key, num)`, compiled."""
+    return draw(truth, key, num)
+
+
 def train_chunk(
     key: Array, truth: Any, networks: tuple[Network, ...], state: TrainState, *, draw: Draw, config: EmulatorConfig
 ) -> tuple[TrainState, Float[Array, " step"]]:
@@ -265,22 +270,32 @@ def train_chunk(
         The state, and the root mean square error of the outputs at every step, in their unit.
     """
     key_draw, key_batch = jax.random.split(key)
-    values, targets = draw(truth, key_draw, config.chunk_size)
+    return _fit_examples(key_batch, draw_examples(draw, truth, key_draw, config.chunk_size), networks, state, config)
+
+
+@partial(jax.jit, static_argnames="config")
+def _fit_examples(
+    key: Array,
+    examples: tuple[dict[str, Array], tuple[Array, ...]],
+    networks: tuple[Network, ...],
+    state: TrainState,
+    config: EmulatorConfig,
+) -> tuple[TrainState, Float[Array, " step"]]:
     optimiser = _optimiser(config)
 
     def loss_of(weights: tuple[Any, ...], batch: dict[str, Array], wanted: tuple[Array, ...]) -> Array:
-        used = [dataclasses.replace(network, weights=w) for network, w in zip(networks, weights, strict=True)]
+        used = trained_networks(networks, TrainState(weights, None))
         errors = [jax.vmap(network)(batch) - y for network, y in zip(used, wanted, strict=True)]
         return jnp.stack([jnp.mean(error**2) for error in errors]).mean()
 
     def step(state: TrainState, key: Array) -> tuple[TrainState, Array]:
         chosen = jax.random.randint(key, (config.batch_size,), 0, config.chunk_size)
-        batch, wanted = jax.tree.map(lambda column: column[chosen], (values, targets))
+        batch, wanted = jax.tree.map(lambda column: column[chosen], examples)
         loss, grads = jax.value_and_grad(loss_of)(state.weights, batch, wanted)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.weights)
         return TrainState(optax.apply_updates(state.weights, updates), opt_state), jnp.sqrt(loss)
 
-    return jax.lax.scan(step, state, jax.random.split(key_batch, config.steps_per_chunk))
+    return jax.lax.scan(step, state, jax.random.split(key, config.steps_per_chunk))
 
 
 def trained_networks(networks: Sequence[Network], state: TrainState) -> tuple[Network, ...]:
