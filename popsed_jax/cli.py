@@ -18,12 +18,14 @@ from rich.table import Table as RichTable
 from popsed_jax.catalog import CatalogConfig, read_catalog
 from popsed_jax.config import RunConfig, default_config, load_config, quick_config
 from popsed_jax.data import check_data
+from popsed_jax.emulator_report import build_emulator_report
 from popsed_jax.population.mock import sample_truth
 from popsed_jax.population.model import load_population
 from popsed_jax.report import build_report
 from popsed_jax.run import build_survey, fit, versions
 from popsed_jax.sps.config import DERIVED_META
 from popsed_jax.tables import write_table
+from popsed_jax.train_emulator import Kind, describe_errors, quick_training, train_emulator
 
 app = typer.Typer(
     help="Learn the population of galaxies from a photometric catalogue.", no_args_is_help=True, add_completion=False
@@ -62,7 +64,7 @@ def fit_command(
     folder = out_dir or Path("runs") / data.name
     if (folder / "metrics.json").exists() and not resume:
         err.print(f"{folder} holds an earlier run, which this one replaces.", highlight=False, markup=False)
-    settings = dataclasses.replace(settings, catalog=_absolute(settings.catalog.resolved(), base))
+    settings = _anchored(settings, base)
     result = fit(data, settings, out=folder, resume=resume)
     report = build_report(folder)
     out.print(f"Report: {report.resolve()}", soft_wrap=True, highlight=False, markup=False)
@@ -79,7 +81,7 @@ def mock_command(
 ) -> None:
     """Simulate a catalogue with known truth, with the noise and selection of the settings' catalogue."""
     settings, base = _settings(config)
-    forward = build_survey(read_catalog(settings.catalog, base), settings)
+    forward = build_survey(read_catalog(settings.catalog, base), _anchored(settings, base))
     key_truth, key_noise = jax.random.split(jax.random.key(seed))
     theta = sample_truth(key_truth, forward, settings.mock, settings.reference, num_galaxies)
     flux, error = forward.observe(key_noise, theta)
@@ -115,6 +117,32 @@ def sample_command(
     table.meta["selection"] = str(population.meta.get("selection", ""))
     write_table(table, out_file)
     out.print(f"{num} galaxies: {out_file}", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command("train-emulator")
+def train_emulator_command(
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder of the emulator.")],
+    config: ConfigOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the folder's checkpoint.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A few steps: to see that it works.")] = False,
+    kind: Annotated[Kind, typer.Option("--kind", help="Fluxes through filters, or rest-frame spectra.")] = "photometry",
+    spectra: Annotated[
+        Path | None, typer.Option("--spectra", help="HDF5 file of spectra to learn in place of the model's.")
+    ] = None,
+) -> None:
+    """Train an emulator of the galaxy model, and report its errors over the prior."""
+    settings, base = _settings(config)
+    settings = _anchored(settings, base)
+    filters = list(dict.fromkeys([*(band.filter for band in settings.catalog.bands), *settings.selection.filters]))
+    training = quick_training(settings.train_emulator) if quick else settings.train_emulator
+    settings = dataclasses.replace(settings, train_emulator=training)
+    kind = "spectrum" if spectra is not None else kind
+    result = train_emulator(settings, out_dir, filters=filters, kind=kind, spectra=spectra, resume=resume)
+    out.print(describe_errors(result.errors), highlight=False, markup=False, soft_wrap=True)
+    report = build_emulator_report(out_dir)
+    out.print(f"Report: {report.resolve()}", soft_wrap=True, highlight=False, markup=False)
+    if not result.finished:
+        raise typer.Exit(code=3)
 
 
 @app.command("report")
@@ -160,8 +188,14 @@ def _with_path(settings: RunConfig, catalog: Path, config: Path | None) -> RunCo
     return dataclasses.replace(settings, catalog=dataclasses.replace(settings.catalog, path=str(catalog)))
 
 
+def _anchored(settings: RunConfig, base: Path) -> RunConfig:
+    """The settings with paths that serve from anywhere, so that the run's config.toml repeats the run."""
+    emulator = None if settings.emulator is None else str((base / settings.emulator).resolve())
+    return dataclasses.replace(settings, catalog=_absolute(settings.catalog.resolved(), base), emulator=emulator)
+
+
 def _absolute(catalog: CatalogConfig, base: Path) -> CatalogConfig:
-    """The catalogue's paths as seen from anywhere, so that the run's config.toml repeats the run."""
+    """The catalogue's paths as seen from anywhere."""
     bands = tuple(
         dataclasses.replace(band, filter=str((base / band.filter).resolve()))
         if (base / band.filter).is_file()

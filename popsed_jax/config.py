@@ -14,6 +14,7 @@ from popsed_jax.population.reference import ReferenceConfig
 from popsed_jax.population.schedules import AnnealConfig
 from popsed_jax.settings import from_mapping, load_toml, to_mapping
 from popsed_jax.sps.config import ModelConfig
+from popsed_jax.sps.emulator import EmulatorConfig
 from popsed_jax.transport import TransportConfig
 
 Bounds = tuple[float, float]
@@ -50,6 +51,8 @@ class RunConfig:
         anneal: schedules.
         transport: distances.
         mock: the truth of `popsed-jax mock`.
+        train_emulator: size and training of an emulator (`popsed-jax train-emulator`).
+        emulator: folder of a trained emulator that takes the place of the exact photometry.
     """
 
     catalog: CatalogConfig
@@ -63,6 +66,8 @@ class RunConfig:
     anneal: AnnealConfig = dataclasses.field(default_factory=AnnealConfig)
     transport: TransportConfig = dataclasses.field(default_factory=TransportConfig)
     mock: MockConfig = dataclasses.field(default_factory=MockConfig)
+    train_emulator: EmulatorConfig = dataclasses.field(default_factory=EmulatorConfig)
+    emulator: str | None = None
 
 
 def default_config() -> RunConfig:

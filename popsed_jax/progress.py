@@ -12,7 +12,7 @@ from rich.progress import Progress as RichProgress
 
 
 class Progress:
-    """Sentences and a bar over epochs with loss, ratio to the noise floor and time left.
+    """Sentences and a bar over epochs, or over the chunks of another training, with what was reached and the time left.
 
     Args:
         show: print on the terminal (standard error, so that output can be piped).
@@ -55,16 +55,23 @@ class Progress:
             self._bar.console.print(sentence, highlight=False, markup=False)
         self._write(sentence)
 
+    def start(self, description: str, total: int, done: int = 0) -> None:
+        """Begin a bar."""
+        self._task = self._bar.add_task(description, total=total, completed=done, state="compiling")
+
+    def advance(self, done: int, state: str, word: str = "chunk") -> None:
+        """Advance the bar, and say what was reached."""
+        if self._task is not None:
+            self._bar.update(self._task, completed=done, state=state)
+        self._write(f"{word} {done}: {state}")
+
     def start_epochs(self, total: int, done: int = 0) -> None:
         """Begin the bar."""
-        self._task = self._bar.add_task("training", total=total, completed=done, state="compiling")
+        self.start("training", total, done)
 
     def epoch(self, done: int, loss: float, ratio: float) -> None:
         """Advance the bar."""
-        state = f"loss {loss:.3f}  distance/floor {ratio:.2f}"
-        if self._task is not None:
-            self._bar.update(self._task, completed=done, state=state)
-        self._write(f"epoch {done}: {state}")
+        self.advance(done, f"loss {loss:.3f}  distance/floor {ratio:.2f}", "epoch")
 
     def _write(self, line: str) -> None:
         if self._log is not None:

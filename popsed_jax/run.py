@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from popsed_jax.catalog import Catalog
 from popsed_jax.config import RunConfig
+from popsed_jax.emulators import load_emulator
 from popsed_jax.observe.forward import ForwardModel, build_forward_model
 from popsed_jax.observe.noise import fit_noise_model
 from popsed_jax.population import summaries
@@ -75,10 +76,21 @@ class _Fitted:
 
 
 def build_survey(catalog: Catalog, config: RunConfig) -> ForwardModel:
-    """The forward model of a catalogue: its filters, its noise learned from its errors, its selection."""
+    """The forward model of a catalogue: its filters, its noise learned from its errors, its selection.
+
+    Raises:
+        StorageError: the settings name an emulator that cannot be read.
+        ValueError: one that does not cover this run.
+    """
     noise = fit_noise_model(catalog.flux, catalog.flux_error, config.noise.floor)
+    emulator = None if config.emulator is None else load_emulator(config.emulator)
     return build_forward_model(
-        catalog.filters, noise, selection=config.selection, model=config.model, bounds=config.parameters
+        catalog.filters,
+        noise,
+        selection=config.selection,
+        model=config.model,
+        bounds=config.parameters,
+        emulator=emulator,
     )
 
 
@@ -128,7 +140,10 @@ def _learn(catalog: Catalog, config: RunConfig, folder: Path | None, resume: boo
         raise CheckpointError("resuming needs the run directory of the earlier run")
     if resume and checkpoint is not None:
         checkpoint.check()  # before the minutes of work that loading needs
-    progress.say("Tabulating templates through the filters")
+    if config.emulator is None:
+        progress.say("Tabulating templates through the filters")
+    else:
+        progress.say(f"Photometry by the emulator in {config.emulator}")
     forward = build_survey(catalog, config)
     problem, floor = build_problem(key_problem, catalog.flux, catalog.flux_error, forward, config.fit)
     settings = train_settings(config.fit, config.transport, len(catalog.bands))

@@ -8,12 +8,35 @@ import flax.struct
 import jax
 from jaxtyping import Array, Float
 
+from popsed_jax.observe.emulated import (
+    PhotometryEmulator,
+    SpectrumPhotometry,
+    build_spectrum_photometry,
+    check_coverage,
+    emulated_flux,
+    select_filters,
+    spectrum_flux,
+)
 from popsed_jax.observe.noise import NoiseModel
 from popsed_jax.observe.photometry import PhotometryTable, build_photometry_table, flux
 from popsed_jax.observe.selection import SelectionConfig, detection_probability
 from popsed_jax.parameters import ParameterSpace
 from popsed_jax.sps.config import ModelConfig
 from popsed_jax.sps.galaxy import GalaxyModel, build_galaxy_model
+from popsed_jax.sps.spectra import SpectrumEmulator
+
+# Three routes from theta to fluxes; each knows its filters.
+Photometry = PhotometryTable | PhotometryEmulator | SpectrumPhotometry
+Emulator = PhotometryEmulator | SpectrumEmulator
+
+
+def model_flux(photometry: Photometry, galaxy: GalaxyModel, theta: Float[Array, " dim"]) -> Float[Array, " filter"]:
+    """AB flux of one galaxy through each filter [maggies, AB], by whichever route."""
+    if isinstance(photometry, PhotometryTable):
+        return flux(photometry, galaxy, theta)
+    if isinstance(photometry, PhotometryEmulator):
+        return emulated_flux(photometry, galaxy, theta)
+    return spectrum_flux(photometry, galaxy, theta)
 
 
 @flax.struct.dataclass
@@ -22,12 +45,13 @@ class ForwardModel:
 
     Attributes:
         galaxy: theta to stars.
-        table: photometry; the first `num_bands` filters are the catalogue's bands, the rest serve the selection.
+        table: photometry, tabulated or emulated; the first `num_bands` filters are the catalogue's bands, the rest serve the
+            selection.
         noise: the survey's noise, in the catalogue's bands.
     """
 
     galaxy: GalaxyModel
-    table: PhotometryTable
+    table: Photometry
     noise: NoiseModel
     selection: SelectionConfig = flax.struct.field(pytree_node=False)
     num_bands: int = flax.struct.field(pytree_node=False)
@@ -39,7 +63,7 @@ class ForwardModel:
 
     def flux(self, theta: Float[Array, "num dim"]) -> Float[Array, "num filter"]:
         """Noise-free fluxes in all filters, the selection's too [maggies]."""
-        return jax.vmap(lambda one: flux(self.table, self.galaxy, one))(theta)
+        return jax.vmap(lambda one: model_flux(self.table, self.galaxy, one))(theta)
 
     def derived(self, theta: Float[Array, "num dim"]) -> dict[str, Float[Array, " num"]]:
         """Derived properties by name."""
@@ -63,6 +87,7 @@ def build_forward_model(
     selection: SelectionConfig | None = None,
     model: ModelConfig | None = None,
     bounds: Mapping[str, tuple[float, float]] | None = None,
+    emulator: Emulator | None = None,
 ) -> ForwardModel:
     """Load templates and filters and tabulate the photometry (a few seconds).
 
@@ -72,9 +97,22 @@ def build_forward_model(
         selection: the survey's cuts.
         model: what a galaxy is made of.
         bounds: parameter bounds that differ from the model's own.
+        emulator: takes the place of the tables.
+
+    Raises:
+        ValueError: an emulator that was not trained for this model, these bounds or these filters.
     """
     selection = selection or SelectionConfig()
     galaxy = build_galaxy_model(model, bounds)
     extra = [name for name in selection.filters if name not in filters]
-    table = build_photometry_table(galaxy, [*filters, *extra])
+    table = _photometry(galaxy, [*filters, *extra], emulator)
     return ForwardModel(galaxy, table, noise, selection=selection, num_bands=len(filters))
+
+
+def _photometry(galaxy: GalaxyModel, filters: Sequence[str], emulator: Emulator | None) -> Photometry:
+    if emulator is None:
+        return build_photometry_table(galaxy, filters)
+    check_coverage(emulator.space, emulator.config, emulator.ssp_sha256, galaxy)
+    if isinstance(emulator, PhotometryEmulator):
+        return select_filters(emulator, filters)
+    return build_spectrum_photometry(emulator, galaxy, filters)

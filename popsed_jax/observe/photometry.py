@@ -129,6 +129,11 @@ def flux(table: PhotometryTable, model: GalaxyModel, theta: Float[Array, " dim"]
         `benchmarks/forward.py` and `tests/test_photometry.py`.
     """
     params = model.space.unpack(theta)
+    return light_per_mass(table, model, params) * dimming(model, params)
+
+
+def light_per_mass(table: PhotometryTable, model: GalaxyModel, params: Mapping[str, Array]) -> Float[Array, " filter"]:
+    """Redshifted flux of one galaxy at 10 pc per Msun formed [maggies/Msun]: `flux` without `dimming`."""
     redshift = params["redshift"]
     z, up = model.grid.locate(redshift)
     parts, joint = model.composition(params), model.joint_weights(params)
@@ -152,7 +157,7 @@ def flux(table: PhotometryTable, model: GalaxyModel, theta: Float[Array, " dim"]
         last = None if table.agn is None else -1
         absorbed = jnp.sum((light * (1.0 - trans))[:, seen:last])
         per_mass = per_mass + absorbed * _blend(lambda node: _weighted_rows(weights, spectra[node]), z, up)
-    return per_mass * dimming(model, params)
+    return per_mass
 
 
 def _separable_light(

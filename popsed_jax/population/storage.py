@@ -27,7 +27,7 @@ def save_tree(path: Path, tree: object, metadata: Mapping[str, str] | None = Non
         metadata: strings kept in the file's header.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    arrays = {jax.tree_util.keystr(where): np.ascontiguousarray(leaf) for where, leaf in leaves}
+    arrays = {jax.tree_util.keystr(where): np.asarray(leaf, order="C") for where, leaf in leaves}
     write_atomically(path, save(arrays, metadata=dict(metadata or {})))
 
 
