@@ -27,6 +27,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from astropy.table import Table
 from common import finish
+from scipy.special import expit
 
 from popsed_jax.cosmology import Cosmology
 from popsed_jax.observe.filters import Filter, load_filter
@@ -49,8 +50,9 @@ TOLERANCE = 0.10  # [mag] beyond which a median difference needs a cause
 
 # Colours whose medians leave the tolerance in some part of the sample, and why.
 EXPLAINED = {
-    "u-g": "isochrones and ultraviolet libraries: blueward of MILES the two sides follow different model atmospheres, and old, "
-    "metal-rich populations differ most; dust, gas, stars below 10 Myr and the scale of metallicity change it little",
+    "u-g": "spectra blueward of MILES: at 3540 Angstrom both sides leave the library that they share, for different ones, and "
+    "their ratio steps by 0.06 mag there; more so for metal-rich stars, whose ultraviolet depends most on model atmospheres and "
+    "isochrones. Dust, gas, stars below 10 Myr and the scale of metallicity move the median by 0.02 mag at most.",
 }
 
 
@@ -79,7 +81,7 @@ class Emulator:
         for k in range(8):
             linear = hidden @ segment[f"W{k}"] + segment[f"b{k}"]
             floor = segment[f"beta{k}"]
-            hidden = (floor + (1.0 - floor) / (1.0 + np.exp(-segment[f"alpha{k}"] * linear))) * linear
+            hidden = (floor + (1.0 - floor) * expit(segment[f"alpha{k}"] * linear)) * linear
         components = (hidden @ segment["W8"] + segment["b8"]) * segment["pca_scale"] + segment["pca_shift"]
         return components @ segment["pca_matrix"] * segment["spec_scale"] + segment["spec_shift"]
 
