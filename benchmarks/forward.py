@@ -1,21 +1,25 @@
-"""The forward model: galaxies per second of three routes, side by side, and the error of the fast one.
+"""The forward model: galaxies per second of four routes, side by side, and the errors of the fast ones.
 
-python benchmarks/forward.py --num 2000 --out benchmarks/results/forward.json
+python benchmarks/forward.py --num 2000 --emulator DIR --out benchmarks/results/forward.json
 
 (a) DSPS as its manual has it: a tabulated history, all templates summed for every galaxy, a diffuse screen, one integral and one
     distance for each filter. It has no burst and no birth cloud here, so it does a little less than the other two.
 (b) This package without tables: `GalaxyModel.spectrum` and the full integral through every filter.
 (c) This package's tables: `popsed_jax.observe.photometry.flux`, what the fit uses.
+(d) With --emulator, a trained emulator (`popsed-jax train-emulator`) that has the filters.
 
-The error is that of (c) in single precision against the full integral in double precision, over draws of the flat prior.
+The errors are those of (c) and (d) in single precision against the full integral in double precision, over draws of the flat
+prior. Memory is what the compiled program with gradient allocates besides its arguments and results. Arithmetic is XLA's count of
+the operations of one galaxy (a transcendental function counts as one) over the time, and the peak a product of two matrices.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +29,8 @@ from jaxtyping import Array
 from rich.console import Console
 from rich.table import Table
 
+from popsed_jax.emulators import load_emulator
+from popsed_jax.observe.emulated import PhotometryEmulator, check_coverage, emulated_flux, select_filters
 from popsed_jax.observe.filters import Filter, load_filter
 from popsed_jax.observe.operators import LSUN_PER_HZ_AT_10PC, integrate_spectrum
 from popsed_jax.observe.photometry import build_photometry_table, dimming, flux
@@ -95,29 +101,67 @@ def spectrum_route(model: GalaxyModel, curves: list[Filter]) -> Callable[[Array]
     return route
 
 
-def speed(route: Callable[[Array], Array], theta: Array, batch: int | None, repeats: int) -> tuple[float, float]:
-    """Galaxies per second: value, and gradient of the summed log fluxes by every parameter. Best of some runs, warm."""
+class Speed(NamedTuple):
+    """Galaxies per second of a route, its memory, and its arithmetic (not known of routes that loop over batches)."""
+
+    forward: float
+    gradient: float
+    memory_mb: float
+    forward_gflops: float | None
+    gradient_gflops: float | None
+
+
+def speed(route: Callable[[Array], Array], theta: Array, batch: int | None, repeats: int) -> Speed:
+    """Value, and gradient of the summed log fluxes by every parameter. Best of some runs, warm."""
 
     def value_and_grad(one: Array) -> tuple[Array, Array]:
         return jax.value_and_grad(lambda t: jnp.sum(route(t)))(one)
 
-    rates = []
+    rates, gflops, memory = [], [], 0.0
     for function in (route, value_and_grad):
-        run = jax.jit(
-            jax.vmap(function) if batch is None else lambda t, f=function: jax.lax.map(f, t, batch_size=batch)
+        run = (
+            jax.jit(jax.vmap(function) if batch is None else lambda t, f=function: jax.lax.map(f, t, batch_size=batch))
+            .lower(theta)
+            .compile()
         )
-        jax.block_until_ready(run(theta))
-        seconds = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            jax.block_until_ready(run(theta))
-            seconds.append(time.perf_counter() - start)
-        rates.append(len(theta) / min(seconds))
-    return rates[0], rates[1]
+        memory = run.memory_analysis().temp_size_in_bytes / 1e6
+        seconds = fastest(run, theta, repeats)
+        rates.append(len(theta) / seconds)
+        gflops.append(run.cost_analysis()["flops"] / seconds / 1e9 if batch is None else None)
+    return Speed(*rates, memory, *gflops)
 
 
-def table_error(model: GalaxyModel, curves: list[Filter], log_flux: np.ndarray, theta: np.ndarray) -> np.ndarray:
-    """Magnitude errors of given log fluxes, (galaxy, filter), against the full integral in double precision."""
+def fastest(run: Callable[[Array], Any], argument: Array, repeats: int) -> float:
+    """Seconds of the best of some runs, warm."""
+    jax.block_until_ready(run(argument))
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run(argument))
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def peak_gflops(repeats: int) -> float:
+    """What a large single-precision matrix product reaches."""
+    size = 2048
+    return 2.0 * size**3 / fastest(jax.jit(lambda a: a @ a), jnp.ones((size, size)), repeats) / 1e9
+
+
+def emulator_route(folder: Path, model: GalaxyModel, names: Sequence[str]) -> Callable[[Array], Array]:
+    """Log fluxes of one galaxy from a trained emulator."""
+    emulator = load_emulator(folder)
+    if not isinstance(emulator, PhotometryEmulator):
+        raise ValueError(f"{folder} holds an emulator of spectra; this benchmark needs one of photometry")
+    check_coverage(emulator.space, emulator.config, emulator.ssp_sha256, model)
+    narrow = select_filters(emulator, names)
+    return lambda one: jnp.log(emulated_flux(narrow, model, one))
+
+
+def route_error(
+    model: GalaxyModel, curves: list[Filter], log_fluxes: list[np.ndarray], theta: np.ndarray
+) -> list[np.ndarray]:
+    """Magnitude errors of some routes' log fluxes, (galaxy, filter), against the full integral in double precision."""
     with jax.enable_x64(True):
         double = build_galaxy_model(model.config)
         spectrum = jax.jit(jax.vmap(double.spectrum))
@@ -132,7 +176,8 @@ def table_error(model: GalaxyModel, curves: list[Filter], log_flux: np.ndarray, 
             pairs = zip(np.asarray(spectrum(part)), redshift, strict=True)
             light = np.stack([integrate_spectrum(wave, lum_nu, z, curves, 5000) for lum_nu, z in pairs])
             expected.append(light * factor[:, None])
-    return np.abs(2.5 / np.log(10.0) * log_flux - 2.5 * np.log10(np.concatenate(expected)))
+    exact = 2.5 * np.log10(np.concatenate(expected))
+    return [np.abs(2.5 / np.log(10.0) * log_flux - exact) for log_flux in log_fluxes]
 
 
 def main() -> None:
@@ -140,6 +185,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=2000, help="galaxies of the table route and of its error")
     parser.add_argument("--num-slow", type=int, default=100, help="galaxies of the routes that make a spectrum")
     parser.add_argument("--bands", type=int, default=5, choices=range(1, len(FILTERS) + 1), metavar="1-9")
+    parser.add_argument("--emulator", type=Path, help="folder of a trained emulator, for route (d)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/forward.json"))
     args = parser.parse_args()
@@ -157,32 +203,60 @@ def main() -> None:
     def table_route(one: Array) -> Array:
         return jnp.log(flux(table, model, one))
 
-    rows = []
+    fast = {"(c) own table, float32": table_route}
+    if args.emulator is not None:
+        fast["(d) own emulator, float32"] = emulator_route(args.emulator, model, names)
+
+    measured = []
     with jax.enable_x64(True):
         double = build_galaxy_model(model.config)
         theirs = speed(dsps_route(double, curves), jnp.asarray(slow, jnp.float64), SLOW_BATCH, args.repeats)
-    rows.append(["(a) DSPS, full spectrum, float64 (its default)", len(slow), *theirs])
-    theirs_single = speed(dsps_route(model, curves), slow, SLOW_BATCH, args.repeats)
-    rows.append(["(a) DSPS, full spectrum, float32 (its ages cancel)", len(slow), *theirs_single])
+    measured.append(("(a) DSPS, full spectrum, float64 (its default)", len(slow), theirs))
+    single = speed(dsps_route(model, curves), slow, SLOW_BATCH, args.repeats)
+    measured.append(("(a) DSPS, full spectrum, float32 (its ages cancel)", len(slow), single))
     ours = speed(spectrum_route(model, curves), slow, None, args.repeats)
-    rows.append(["(b) own spectrum, full integral, float32", len(slow), *ours])
-    rows.append(["(c) own table, float32", len(theta), *speed(table_route, theta, None, args.repeats)])
-    for row in rows:
-        row.append(row[3] / theirs[1])
+    measured.append(("(b) own spectrum, full integral, float32", len(slow), ours))
+    for name, route in fast.items():
+        measured.append((name, len(theta), speed(route, theta, None, args.repeats)))
+    rows = [
+        [name, num, *one, one.forward / theirs.forward, one.gradient / theirs.gradient] for name, num, one in measured
+    ]
 
-    log_flux = np.asarray(jax.jit(jax.vmap(table_route))(theta), float)
-    error = table_error(model, curves, log_flux, np.asarray(theta))
+    log_fluxes = [np.asarray(jax.jit(jax.vmap(route))(theta), float) for route in fast.values()]
+    all_errors = route_error(model, curves, log_fluxes, np.asarray(theta))
     percentiles = {"50": 0.5, "99": 0.99, "99.9": 0.999, "max": 1.0}
     errors = {
-        name: {label: float(np.quantile(column, q)) for label, q in percentiles.items()}
-        for name, column in zip(names, error.T, strict=True)
+        route: {
+            name: {label: float(np.quantile(column, q)) for label, q in percentiles.items()}
+            for name, column in zip(names, error.T, strict=True)
+        }
+        for route, error in zip(fast, all_errors, strict=True)
     }
-    shown = Table("filter", "nodes", *percentiles, title=f"Error of (c) in mag, {args.num} draws of the flat prior")
-    for name, nodes in zip(names, table.num_nodes, strict=True):
-        shown.add_row(name, str(nodes), *(f"{value:.5f}" for value in errors[name].values()))
-    Console(width=120).print(shown)
-    extra = {"table_error_mag": errors, "table_build_seconds": build_seconds, "num_bands": args.bands}
-    columns = ("route", "galaxies", "forward [1/s]", "with gradient [1/s]", "gradient over (a) float64")
+    for route, by_filter in errors.items():
+        shown = Table(
+            "filter", "nodes", *percentiles, title=f"Error of {route} [mag], {args.num} draws of the flat prior"
+        )
+        for name, nodes in zip(names, table.num_nodes, strict=True):
+            shown.add_row(name, str(nodes), *(f"{value:.5f}" for value in by_filter[name].values()))
+        Console(width=120).print(shown)
+    extra = {
+        "error_mag": errors,
+        "table_build_seconds": build_seconds,
+        "num_bands": args.bands,
+        "peak_gflops": peak_gflops(args.repeats),
+    }
+    columns = (
+        "route",
+        "galaxies",
+        "forward [1/s]",
+        "with gradient [1/s]",
+        "memory [MB]",
+        "forward [GFlop/s]",
+        "gradient [GFlop/s]",
+        "forward over (a)",
+        "gradient over (a)",
+    )
+    Console(width=120).print(f"A matrix product reaches {extra['peak_gflops']:.0f} GFlop/s")
     finish(f"Forward model, {args.bands} bands", columns, rows, args.out, extra)
 
 

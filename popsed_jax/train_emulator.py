@@ -133,6 +133,8 @@ def train_emulator(
         "spectra": "" if spectra is None else hashlib.sha256(Path(spectra).read_bytes()).hexdigest(),
     }
     checkpoint = EmulatorCheckpoint(folder / "checkpoint", identity)
+    if resume:
+        checkpoint.check()
     with Progress(show_progress, log=folder / "log.txt") as progress:
         progress.say("Preparing what is to be emulated")
         key_lesson, key_train = jax.random.split(jax.random.key(settings.seed))
@@ -315,6 +317,15 @@ class EmulatorCheckpoint:
         Raises:
             CheckpointError: nothing to resume, a damaged file, or other settings; says what to do.
         """
+        metadata = self.check()
+        try:
+            state = load_tree(self.path, like)
+        except StorageError as error:
+            raise CheckpointError(f"{error}. Start anew without --resume.") from None
+        return state, np.array(json.loads(metadata["history"])), float(metadata["seconds"])
+
+    def check(self) -> dict[str, str]:
+        """What the checkpoint says of itself. Raises CheckpointError as `load`, before any work is done."""
         if not self.path.is_file():
             raise CheckpointError(f"nothing to resume: {self.path} does not exist. Start without --resume.")
         try:
@@ -324,7 +335,6 @@ class EmulatorCheckpoint:
                     f"the checkpoint in {self.path.parent} belongs to other settings, filters or spectra: resume with "
                     "those, or start anew without --resume"
                 )
-            state = load_tree(self.path, like)
         except StorageError as error:
             raise CheckpointError(f"{error}. Start anew without --resume.") from None
-        return state, np.array(json.loads(metadata["history"])), float(metadata["seconds"])
+        return metadata

@@ -29,10 +29,11 @@ from popsed_jax.observe.emulated import (
     spectrum_flux,
 )
 from popsed_jax.observe.filters import load_filter
-from popsed_jax.observe.forward import ForwardModel, build_forward_model
+from popsed_jax.observe.forward import ForwardModel
 from popsed_jax.observe.operators import integrate_spectrum
 from popsed_jax.observe.photometry import build_photometry_table, dimming
 from popsed_jax.observe.photometry import flux as table_flux
+from popsed_jax.observe.selection import MagnitudeLimit, SelectionConfig
 from popsed_jax.population.checkpoint import CheckpointError
 from popsed_jax.population.storage import StorageError
 from popsed_jax.settings import dump_toml, to_mapping
@@ -226,19 +227,19 @@ class TestCoverage:
             select_filters(moved, ("sdss_g0",))
 
 
-def test_forward_model_with_an_emulator(untrained, noise, theta):
-    """One dispatch: fluxes, selection, noise and derived properties."""
-    selection = pj.default_config().selection
-    selection = dataclasses.replace(selection, limits=selection.limits[:1])
-    forward = build_forward_model(untrained.filters, noise, selection=selection, emulator=untrained)
-    draws = jnp.asarray(theta[:8])
-    found = jax.jit(ForwardModel.flux)(forward, draws)
-    expected = jax.jit(jax.vmap(lambda one: emulated_flux(untrained, forward.galaxy, one)))(draws)
-    assert np.allclose(found, expected, rtol=1e-5)
-    detected = jax.jit(ForwardModel.detection)(forward, draws)
+def test_forward_model_with_an_emulator(untrained, galaxy, noise, theta):
+    """One dispatch: fluxes, selection and noise."""
+    selection = SelectionConfig((MagnitudeLimit("sdss_r0", 17.77),))
+    forward = ForwardModel(galaxy, untrained, noise, selection=selection, num_bands=len(untrained.filters))
+    draws, key = jnp.asarray(theta[:8]), jax.random.key(0)
+    found, detected, (observed, error) = jax.jit(lambda f: (f.flux(draws), f.detection(draws), f.observe(key, draws)))(
+        forward
+    )
+    expected = jax.jit(lambda one: emulated_flux(untrained, galaxy, one))(draws[3])
+    assert np.allclose(found[3], expected, rtol=1e-5)
     assert np.all((detected >= 0) & (detected <= 1))
-    observed, error = jax.jit(ForwardModel.observe)(forward, jax.random.key(0), draws)
     assert observed.shape == error.shape == (8, 5)
+    assert np.all(np.isfinite(observed))
 
 
 @pytest.fixture(scope="module")
