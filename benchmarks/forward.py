@@ -233,9 +233,7 @@ def main() -> None:
         for route, error in zip(fast, all_errors, strict=True)
     }
     for route, by_filter in errors.items():
-        shown = Table(
-            "filter", "nodes", *percentiles, title=f"Error of {route} [mag], {args.num} draws of the flat prior"
-        )
+        shown = Table("filter", "nodes", *percentiles, title=f"{route}: error [mag], {args.num} draws")
         for name, nodes in zip(names, table.num_nodes, strict=True):
             shown.add_row(name, str(nodes), *(f"{value:.5f}" for value in by_filter[name].values()))
         Console(width=120).print(shown)

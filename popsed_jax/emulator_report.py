@@ -109,7 +109,9 @@ def plot_parameters(table: Table, description: Mapping[str, Any]) -> Figure:
         axes.set_visible(False)
     for axes in grid[:, 0]:
         axes.set_ylabel("largest |error|\nof all bands [mag]")
-    grid[0, 0].legend(fontsize=8, frameon=False)
+    figure.legend(
+        *grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9
+    )
     return figure
 
 

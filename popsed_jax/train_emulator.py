@@ -43,7 +43,6 @@ from popsed_jax.sps.spectra import (
     draw_spectra,
     init_spectrum_emulator,
     load_spectra,
-    log_spectrum,
     make_spectra,
 )
 from popsed_jax.tables import write_table
@@ -246,11 +245,8 @@ def _rows(spectra: SpectrumSet, rows: np.ndarray) -> SpectrumSet:
 def _spectrum_errors(emulator: Emulator, test: SpectrumSet) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Errors of ln L_nu [mag]: in each range of wavelength, the largest of each spectrum."""
     assert isinstance(emulator, SpectrumEmulator)
-    unit = np.array(test.theta)
-    if "log_mass" in emulator.space.names:
-        unit[:, emulator.space.index("log_mass")] = 0.0
-    compute = jax.jit(lambda part: log_spectrum(jax.vmap(emulator.spectrum)(part)))
-    parts = [np.asarray(compute(jnp.asarray(unit[i : i + _BATCH]))) for i in range(0, len(unit), _BATCH)]
+    compute = jax.jit(lambda part: jax.vmap(emulator.log_spectrum)(part))
+    parts = [np.asarray(compute(jnp.asarray(test.theta[i : i + _BATCH]))) for i in range(0, len(test.theta), _BATCH)]
     error = _MAG * (np.concatenate(parts) - test.log_lum)
     edges = np.cumsum([0, *(len(part) for part in emulator.mean)])
     names = tuple(f"{test.wave[low]:.0f}-{test.wave[high - 1]:.0f} A" for low, high in pairwise(edges))

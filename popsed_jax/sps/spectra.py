@@ -1,7 +1,8 @@
 """Emulated spectra: principal components of ln L_nu in ranges of wavelength, one network for each. (Alsing+20, sec. 2)
 
 Spectra are per Msun formed, so the mass is exact, and the redshift enters through the age of the Universe alone. What is learned
-may be this package's own `GalaxyModel.spectrum`, or a file of anybody's spectra.
+may be this package's own `GalaxyModel.spectrum`, or a file of anybody's spectra. Where all light passes the diffuse dust (no
+dust emission, no nucleus), that dust is exact too, and the networks learn the spectrum before it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from jaxtyping import Array, Float
 
 from popsed_jax.parameters import Parameter, ParameterSpace
 from popsed_jax.sps.config import ModelConfig
+from popsed_jax.sps.dust import diffuse_optical_depth
 from popsed_jax.sps.emulator import EmulatorConfig, Feature, Network, default_features, draw_features, init_networks
 from popsed_jax.sps.galaxy import GalaxyModel
 from popsed_jax.sps.nebular import LYMAN_LIMIT
@@ -57,6 +59,14 @@ class SpectrumEmulator:
 
     def of_params(self, params: dict[str, Array]) -> Float[Array, " all"]:
         """The same, from parameters by name."""
+        mass = 10.0 ** params["log_mass"] if "log_mass" in self.space.names else 1.0
+        return jnp.exp(self._log_lum(params)) * mass
+
+    def log_spectrum(self, theta: Float[Array, " dim"]) -> Float[Array, " all"]:
+        """ln(L_nu / (Lsun/Hz)) per Msun formed."""
+        return self._log_lum(self.space.unpack(theta))
+
+    def _log_lum(self, params: dict[str, Array]) -> Array:
         values = params
         if self.config is not None and "t_burst" in params:
             values = {
@@ -65,8 +75,18 @@ class SpectrumEmulator:
             }
         parts = zip(self.networks, self.mean, self.components, strict=True)
         log_lum = jnp.concatenate([mean + network(values) @ rows for network, mean, rows in parts])
-        mass = 10.0 ** params["log_mass"] if "log_mass" in self.space.names else 1.0
-        return jnp.exp(log_lum) * mass
+        return log_lum - _screen(self.wave, self.config, params) if passes_screen(self.config) else log_lum
+
+
+def passes_screen(config: ModelConfig | None) -> bool:
+    """Whether all light of these galaxies passes the diffuse dust."""
+    return config is not None and not config.dust_emission and not config.agn
+
+
+def _screen(wave: Float[Array, " wave"], config: ModelConfig | None, params: dict[str, Array]) -> Float[Array, " wave"]:
+    """Optical depth of the diffuse dust."""
+    assert config is not None
+    return diffuse_optical_depth(wave, params["tau_v"], params["dust_index"], config.attenuation)
 
 
 class SpectrumSet(NamedTuple):
@@ -98,7 +118,17 @@ def make_spectra(key: Array, model: GalaxyModel, num: int, prior_share: float) -
     theta = theta.at[:, model.space.index("log_mass")].set(0.0)
     wave = np.asarray(model.ssp.wave)
     seen = np.flatnonzero(wave >= LYMAN_LIMIT)
-    compute = jax.jit(lambda part: jax.vmap(lambda one: log_spectrum(model.spectrum(one)[seen]))(part))
+    seen_wave = jnp.asarray(wave[seen], dtype=float)
+
+    @jax.jit
+    @jax.vmap
+    def compute(one: Array) -> Array:
+        if not passes_screen(model.config):
+            return log_spectrum(model.spectrum(one)[seen])
+        # The floor lies below the light before the dust, so that the dust does not push spectra under it.
+        bare = model.spectrum(one.at[model.space.index("tau_v")].set(0.0))[seen]
+        return log_spectrum(bare) - _screen(seen_wave, model.config, model.space.unpack(one))
+
     padded = jnp.concatenate([theta, theta[: -num % _BATCH]]) if num % _BATCH else theta
     spectra = [np.asarray(compute(padded[i : i + _BATCH])) for i in range(0, len(padded), _BATCH)]
     return SpectrumSet(np.asarray(theta), np.concatenate(spectra)[:num], wave[seen], model.space)
@@ -171,6 +201,22 @@ class Segments(NamedTuple):
     coefficients: tuple[np.ndarray, ...]
 
 
+def _before_screen(spectra: SpectrumSet, config: ModelConfig | None) -> SpectrumSet:
+    """The spectra as the networks learn them."""
+    if not passes_screen(config):
+        return spectra
+    wave, space = jnp.asarray(spectra.wave, dtype=float), spectra.space
+    add = jax.jit(
+        lambda theta, log_lum: log_lum + jax.vmap(lambda one: _screen(wave, config, space.unpack(one)))(theta)
+    )
+    pieces = range(0, len(spectra.theta), _BATCH)
+    parts = [
+        np.asarray(add(jnp.asarray(spectra.theta[i : i + _BATCH]), jnp.asarray(spectra.log_lum[i : i + _BATCH])))
+        for i in pieces
+    ]
+    return spectra._replace(log_lum=np.concatenate(parts))
+
+
 def decompose(spectra: SpectrumSet, config: EmulatorConfig) -> Segments:
     """Principal components of ln L_nu in ranges with the same number of wavelengths.
 
@@ -196,9 +242,12 @@ def decompose(spectra: SpectrumSet, config: EmulatorConfig) -> Segments:
     return Segments(tuple(int(e) for e in edges), tuple(mean), tuple(components), tuple(coefficients))
 
 
-def spectrum_features(space: ParameterSpace) -> tuple[Feature, ...]:
-    """Inputs of the networks: all parameters but the mass, without tables, which smooth spectra do not need."""
-    features = default_features([p for p in space.parameters if p.name != "log_mass"])
+def spectrum_features(space: ParameterSpace, config: ModelConfig | None) -> tuple[Feature, ...]:
+    """Inputs of the networks: all parameters but the mass and what is exact; no table of the redshift, which spectra at rest do
+    not need.
+    """
+    exact = {"log_mass", "tau_v", "dust_index"} if passes_screen(config) else {"log_mass"}
+    features = default_features([p for p in space.parameters if p.name not in exact])
     keep = {"t_burst"}
     return tuple(f if f.name in keep else dataclasses.replace(f, num_nodes=0) for f in features)
 
@@ -216,20 +265,21 @@ def init_spectrum_emulator(
     key: Array, spectra: SpectrumSet, config: EmulatorConfig, model: GalaxyModel | None
 ) -> tuple[SpectrumEmulator, tuple[dict[str, Array], tuple[Array, ...]]]:
     """An untrained emulator, and the examples for `draw_spectra`."""
-    segments = decompose(spectra, config)
+    model_config = None if model is None else model.config
+    segments = decompose(_before_screen(spectra, model_config), config)
     theta = jnp.asarray(spectra.theta)
     values: dict[str, Any] = {name: theta[:, i] for i, name in enumerate(spectra.space.names)}
     if model is not None:
         values = jax.vmap(lambda one: burst_not_before_the_universe(model, one))(values)
     coefficients = tuple(jnp.asarray(part) for part in segments.coefficients)
-    inputs = (spectrum_features(spectra.space),) * config.num_segments
+    inputs = (spectrum_features(spectra.space, model_config),) * config.num_segments
     emulator = SpectrumEmulator(
         init_networks(key, inputs, coefficients, config),
         tuple(jnp.asarray(part) for part in segments.mean),
         tuple(jnp.asarray(part) for part in segments.components),
         jnp.asarray(spectra.wave, dtype=float),
         space=spectra.space,
-        config=None if model is None else model.config,
+        config=model_config,
         ssp_sha256="" if model is None else model.ssp.sha256,
     )
     return emulator, (values, coefficients)
