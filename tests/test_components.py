@@ -76,6 +76,7 @@ def test_gradients_are_finite_and_none_is_dead(case):
     assert not dead, f"{name}: no slope along {dead}"
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_on_the_bounds(case):
     _, model, table, _ = case
     slope = jax.jit(jax.jacrev(lambda one: flux(table, model, one) / flux(table, model, one).sum()))

@@ -155,6 +155,7 @@ class TestEmission:
                     difference = (band(x + step) - band(x - step)) / 2e-5
                     assert float(found[k]) == pytest.approx(float(difference), rel=1e-5, abs=1e-9)
 
+    @pytest.mark.slow
     def test_gradient_is_finite_at_the_ends(self, grid):
         for x in ((0.47, 0.1, 0.0), (4.58, 25.0, 1.0), (0.0, 0.01, 0.5), (9.0, 100.0, 0.5)):
             found = jax.jacobian(lambda x: emission(grid, *x))(jnp.asarray(x))

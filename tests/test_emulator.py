@@ -379,12 +379,14 @@ def spectra(near):
 
 
 class TestSpectra:
+    @pytest.mark.slow
     def test_made_by_the_model(self, spectra, near):
         lum_nu = jax.jit(near.spectrum)(jnp.asarray(spectra.theta[7]))
         expected = np.asarray(lum_nu)[np.searchsorted(near.ssp.wave, spectra.wave)]
         assert np.allclose(np.exp(spectra.log_lum[7]), expected, rtol=1e-4)
         assert spectra.wave[0] >= 911.0
 
+    @pytest.mark.slow
     def test_components_rebuild_the_spectra(self, spectra):
         """As many components as there are directions: exact; and they are orthonormal."""
         few = spectra._replace(theta=spectra.theta[:20], log_lum=spectra.log_lum[:20])
@@ -395,6 +397,7 @@ class TestSpectra:
         with pytest.raises(ValueError, match="num_pca"):
             decompose(few, dataclasses.replace(SMALL, num_pca=21))
 
+    @pytest.mark.slow
     def test_through_filters(self, spectra, near, tmp_path):
         """Against the full integral of the same emulated spectrum, on the table's nodes; and from its files."""
         config = dataclasses.replace(SMALL, num_pca=6, num_segments=2)

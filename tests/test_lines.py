@@ -96,6 +96,7 @@ def test_energy(free, draws, lines):
     )  # pixels of 100 Angstrom in the infrared
 
 
+@pytest.mark.slow
 def test_gas_of_young_stars_is_behind_their_cloud(free):
     """A burst at 10 Myr is inside the cloud, one at 20 Myr is not: the lines are dimmed as the law says for either."""
     model = build(sfh="burst")

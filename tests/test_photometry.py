@@ -112,27 +112,6 @@ class TestTable:
 
 
 class TestGradients:
-    def test_against_finite_differences(self, galaxy_x64, table_x64, theta):
-        """Every parameter's derivative of every log flux, at 20 draws of the flat prior."""
-        space = galaxy_x64.space
-        with jax.enable_x64(True):
-            log_flux = jax.vmap(lambda one: jnp.log(flux_of(table_x64, galaxy_x64, one)))
-            points = jnp.asarray(theta[:20], jnp.float64)
-            exact = np.asarray(
-                jax.jit(jax.vmap(jax.jacfwd(lambda one: jnp.log(flux_of(table_x64, galaxy_x64, one)))))(points)
-            )
-            evaluate = jax.jit(log_flux)
-            # Small enough to stay inside a cell of redshift (0.002) and of log burst age; rounding leaves 1e-16 / 1e-6.
-            step = 1e-6 * np.array([p.high - p.low for p in space.parameters])
-            numeric = np.stack(
-                [(evaluate(points + h) - evaluate(points - h)) / (2.0 * h.sum()) for h in np.diag(step)], axis=-1
-            )
-        assert np.all(np.isfinite(exact))
-        np.testing.assert_allclose(exact, numeric, rtol=1e-5, atol=1e-7)
-        # The mass is exact, and every parameter moves the photometry of some galaxy.
-        np.testing.assert_allclose(exact[:, :, space.index("log_mass")], np.log(10.0), rtol=1e-9)
-        assert np.all(np.abs(exact).max(axis=(0, 1)) > 1e-3)
-
     def test_on_the_bounds_and_before_the_big_bang(self, galaxy, table):
         low = jnp.array([p.low for p in galaxy.space.parameters])
         high = jnp.array([p.high for p in galaxy.space.parameters])
