@@ -194,7 +194,7 @@ class EmulatorConfig:
 
     hidden: int = 96
     num_layers: int = 3
-    num_chunks: int = 120
+    num_chunks: int = 100
     chunk_size: int = 32_768
     steps_per_chunk: int = 400
     batch_size: int = 1024
