@@ -93,9 +93,8 @@ def table_of(history, params, age):
     [
         "diffstar",
         "continuity",
-        pytest.param(
-            "bases", marks=pytest.mark.slow
-        ),  # these two: tests/test_sps.py has their spectra in the default run
+        # tests/test_sps.py has the spectra of these two in the default run.
+        pytest.param("bases", marks=pytest.mark.slow),
         pytest.param("delayed_tau", marks=pytest.mark.slow),
     ],
 )
