@@ -166,7 +166,7 @@ class TestKnownColours:
         assert g - r == pytest.approx(1.04, abs=0.02)
         assert r - i == pytest.approx(0.40, abs=0.02)
         assert i - z == pytest.approx(0.35, abs=0.02)
-        # 1.82 is quoted elsewhere, with the curve of Doi+10 at 1.3 airmasses (`test_the_u_band_of_doi10`).
+        # 1.82 is quoted elsewhere, with the curve of Doi+10 at 1.3 airmasses (speclite's sdss2010-u gives 1.820).
         assert u - g == pytest.approx(1.90, abs=0.02)
 
 
