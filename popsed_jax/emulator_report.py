@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from popsed_jax.emulators import load_description
-from popsed_jax.population.storage import StorageError
+from popsed_jax.population.storage import StorageError, write_atomically
 from popsed_jax.tables import read_table
 
 _DPI = 110
@@ -58,9 +57,7 @@ def build_emulator_report(folder: Path | str) -> Path:
     )
     report = folder / "report.html"
     # A reader who has the page open in a browser must not load half of it.
-    partial = report.with_suffix(".html.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, report)
+    write_atomically(report, page.encode())
     return report
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -29,6 +28,7 @@ from popsed_jax.plots import (
     plot_photometry,
     plot_redshift,
 )
+from popsed_jax.population.storage import write_atomically
 
 __all__ = ["ReportError", "build_report"]
 
@@ -68,9 +68,7 @@ def build_report(run: Path) -> Path:
     page = _render(tables, images, absent)
     path = tables.run / "report.html"
     # A reader who has the page open in a browser must not load half of it.
-    partial = path.with_suffix(".html.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(path, page.encode())
     return path
 
 

@@ -270,7 +270,7 @@ def test_the_report_is_one_self_contained_page(finished, page):
     assert set(written) == set(FIGURES)
     assert sorted(embedded) == sorted(written.values())
     assert all(content.startswith(b"\x89PNG") for content in embedded)
-    assert not list(finished.glob("*.partial"))
+    assert not list(finished.glob("*.part"))
 
 
 def test_the_report_holds_the_headline_and_the_tables(page):

@@ -22,7 +22,6 @@ from popsed_jax.observe.operators import LSUN_PER_HZ_AT_10PC, band_weights
 from popsed_jax.observe.photometry import PhotometryTable, dimming, light_per_mass
 from popsed_jax.parameters import Parameter, ParameterSpace
 from popsed_jax.sps.config import ModelConfig
-from popsed_jax.sps.dust import diffuse_optical_depth
 from popsed_jax.sps.emulator import (
     EmulatorConfig,
     Feature,
@@ -33,7 +32,12 @@ from popsed_jax.sps.emulator import (
     init_networks,
 )
 from popsed_jax.sps.galaxy import GalaxyModel, RedshiftGrid
-from popsed_jax.sps.populations import burst_not_before_the_universe, population_fractions, population_groups
+from popsed_jax.sps.populations import (
+    burst_not_before_the_universe,
+    diffuse_screen,
+    population_fractions,
+    population_groups,
+)
 from popsed_jax.sps.spectra import SpectrumEmulator
 
 _BATCH = 2048  # galaxies whose exact photometry is computed at once
@@ -72,7 +76,7 @@ def emulated_flux(
         it. Against the tables: the report of `popsed-jax train-emulator`.
     """
     params = model.space.unpack(theta)
-    values = burst_not_before_the_universe(model, params)
+    values = burst_not_before_the_universe(model.cosmology, params)
     parts = [network(values).reshape(-1, len(emulator.filters)) for network in emulator.networks]
     light = population_fractions(model, params) @ jnp.exp(jnp.concatenate(parts))
     return light * jnp.exp(-_screen(emulator.pivots, model, params)) * dimming(model, params)
@@ -80,8 +84,7 @@ def emulated_flux(
 
 def _screen(pivots: Float[Array, " filter"], model: GalaxyModel, params: dict[str, Array]) -> Float[Array, " filter"]:
     """Optical depth of the diffuse dust at one wavelength of each filter."""
-    rest = pivots / (1.0 + params["redshift"])
-    return diffuse_optical_depth(rest, params["tau_v"], params["dust_index"], model.config.attenuation)
+    return diffuse_screen(pivots / (1.0 + params["redshift"]), model.config, params)
 
 
 def population_light(
@@ -134,7 +137,7 @@ def draw_photometry(
     flat = draw_features(keys[1], default_features(model.space.parameters), num)
     from_prior = jax.random.uniform(keys[2], (num,)) < prior_share
     params = {name: jnp.where(from_prior, prior[name], flat[name]) for name in model.space.names}
-    params = jax.vmap(lambda one: burst_not_before_the_universe(model, one))(params)
+    params = jax.vmap(lambda one: burst_not_before_the_universe(model.cosmology, one))(params)
 
     def exact(one: dict[str, Array]) -> tuple[Array, ...]:
         return tuple(part.ravel() for part in population_light(table, model, one))

@@ -68,7 +68,6 @@ def build_space(
         2.5 / np.log(10.0) * error / np.hypot(flux, 2.0 * softening), axis=0
     )  # d mag / d flux of Lupton+99
     num = mags.shape[1]
-    colors = np.eye(num)[:-1] - np.eye(num)[1:]
     bands = _over_width(mags, np.eye(num))
     colors = _over_width(mags, np.eye(num)[:-1] - np.eye(num)[1:])
     color = np.concatenate([bands[[np.argmin(noise)]], colors])

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from popsed_jax.cosmology import Cosmology
 from popsed_jax.sps.config import ModelConfig
+from popsed_jax.sps.dust import diffuse_optical_depth
 from popsed_jax.sps.galaxy import GalaxyModel
 from popsed_jax.sps.sfh import BasisBurst, build_sfh
 
@@ -59,9 +61,16 @@ def population_fractions(model: GalaxyModel, params: Mapping[str, Array]) -> Flo
     return jnp.append(parts.basis, parts.burst_fraction)
 
 
-def burst_not_before_the_universe(model: GalaxyModel, params: Mapping[str, Array]) -> dict[str, Array]:
+def burst_not_before_the_universe(cosmology: Cosmology, params: Mapping[str, Array]) -> dict[str, Array]:
     """The parameters with the burst no older than the Universe, as the model takes them."""
     values = dict(params)
     if "t_burst" in values:
-        values["t_burst"] = jnp.minimum(values["t_burst"], model.cosmology.age(values["redshift"]))
+        values["t_burst"] = jnp.minimum(values["t_burst"], cosmology.age(values["redshift"]))
     return values
+
+
+def diffuse_screen(
+    wave: Float[Array, " wave"], config: ModelConfig, params: Mapping[str, Array]
+) -> Float[Array, " wave"]:
+    """Optical depth of the diffuse dust, the same for all populations, at rest wavelengths [Angstrom]."""
+    return diffuse_optical_depth(wave, params["tau_v"], params["dust_index"], config.attenuation)

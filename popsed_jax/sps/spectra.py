@@ -21,11 +21,10 @@ from jaxtyping import Array, Float
 
 from popsed_jax.parameters import Parameter, ParameterSpace
 from popsed_jax.sps.config import ModelConfig
-from popsed_jax.sps.dust import diffuse_optical_depth
 from popsed_jax.sps.emulator import EmulatorConfig, Feature, Network, default_features, draw_features, init_networks
 from popsed_jax.sps.galaxy import GalaxyModel
 from popsed_jax.sps.nebular import LYMAN_LIMIT
-from popsed_jax.sps.populations import burst_not_before_the_universe
+from popsed_jax.sps.populations import burst_not_before_the_universe, diffuse_screen
 
 # A spectrum is followed down to this fraction of its largest value (32 mag): single precision tells no more.
 DARKEST = 1e-13
@@ -67,26 +66,17 @@ class SpectrumEmulator:
         return self._log_lum(self.space.unpack(theta))
 
     def _log_lum(self, params: dict[str, Array]) -> Array:
-        values = params
-        if self.config is not None and "t_burst" in params:
-            values = {
-                **params,
-                "t_burst": jnp.minimum(params["t_burst"], self.config.cosmology.age(params["redshift"])),
-            }
+        values = params if self.config is None else burst_not_before_the_universe(self.config.cosmology, params)
         parts = zip(self.networks, self.mean, self.components, strict=True)
         log_lum = jnp.concatenate([mean + network(values) @ rows for network, mean, rows in parts])
-        return log_lum - _screen(self.wave, self.config, params) if passes_screen(self.config) else log_lum
+        if self.config is None or not passes_screen(self.config):
+            return log_lum
+        return log_lum - diffuse_screen(self.wave, self.config, params)
 
 
-def passes_screen(config: ModelConfig | None) -> bool:
+def passes_screen(config: ModelConfig) -> bool:
     """Whether all light of these galaxies passes the diffuse dust."""
-    return config is not None and not config.dust_emission and not config.agn
-
-
-def _screen(wave: Float[Array, " wave"], config: ModelConfig | None, params: dict[str, Array]) -> Float[Array, " wave"]:
-    """Optical depth of the diffuse dust."""
-    assert config is not None
-    return diffuse_optical_depth(wave, params["tau_v"], params["dust_index"], config.attenuation)
+    return not config.dust_emission and not config.agn
 
 
 class SpectrumSet(NamedTuple):
@@ -127,7 +117,7 @@ def make_spectra(key: Array, model: GalaxyModel, num: int, prior_share: float) -
             return log_spectrum(model.spectrum(one)[seen])
         # The floor lies below the light before the dust, so that the dust does not push spectra under it.
         bare = model.spectrum(one.at[model.space.index("tau_v")].set(0.0))[seen]
-        return log_spectrum(bare) - _screen(seen_wave, model.config, model.space.unpack(one))
+        return log_spectrum(bare) - diffuse_screen(seen_wave, model.config, model.space.unpack(one))
 
     padded = jnp.concatenate([theta, theta[: -num % _BATCH]]) if num % _BATCH else theta
     spectra = [np.asarray(compute(padded[i : i + _BATCH])) for i in range(0, len(padded), _BATCH)]
@@ -203,11 +193,11 @@ class Segments(NamedTuple):
 
 def _before_screen(spectra: SpectrumSet, config: ModelConfig | None) -> SpectrumSet:
     """The spectra as the networks learn them."""
-    if not passes_screen(config):
+    if config is None or not passes_screen(config):
         return spectra
     wave, space = jnp.asarray(spectra.wave, dtype=float), spectra.space
     add = jax.jit(
-        lambda theta, log_lum: log_lum + jax.vmap(lambda one: _screen(wave, config, space.unpack(one)))(theta)
+        lambda theta, log_lum: log_lum + jax.vmap(lambda one: diffuse_screen(wave, config, space.unpack(one)))(theta)
     )
     pieces = range(0, len(spectra.theta), _BATCH)
     parts = [
@@ -246,7 +236,8 @@ def spectrum_features(space: ParameterSpace, config: ModelConfig | None) -> tupl
     """Inputs of the networks: all parameters but the mass and what is exact; no table of the redshift, which spectra at rest do
     not need.
     """
-    exact = {"log_mass", "tau_v", "dust_index"} if passes_screen(config) else {"log_mass"}
+    screened = config is not None and passes_screen(config)
+    exact = {"log_mass", "tau_v", "dust_index"} if screened else {"log_mass"}
     features = default_features([p for p in space.parameters if p.name not in exact])
     keep = {"t_burst"}
     return tuple(f if f.name in keep else dataclasses.replace(f, num_nodes=0) for f in features)
@@ -270,7 +261,7 @@ def init_spectrum_emulator(
     theta = jnp.asarray(spectra.theta)
     values: dict[str, Any] = {name: theta[:, i] for i, name in enumerate(spectra.space.names)}
     if model is not None:
-        values = jax.vmap(lambda one: burst_not_before_the_universe(model, one))(values)
+        values = jax.vmap(lambda one: burst_not_before_the_universe(model.cosmology, one))(values)
     coefficients = tuple(jnp.asarray(part) for part in segments.coefficients)
     inputs = (spectrum_features(spectra.space, model_config),) * config.num_segments
     emulator = SpectrumEmulator(
