@@ -8,7 +8,9 @@ are tested against `dsps.cosmology.flat_wcdm` and astropy.
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -37,12 +39,14 @@ class Cosmology:
         if not 0.0 < self.omega_matter < 1.0:
             raise ValueError(f"cosmology: omega_matter = {self.omega_matter} is not between 0 and 1")
 
+    @partial(jax.jit, static_argnames="self")
     def age(self, redshift: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """Age of the Universe at a redshift [Gyr]. (closed form of flat LCDM, e.g. Peebles 1993, eq. 13.20)"""
         omega_lambda = 1.0 - self.omega_matter
         x = jnp.sqrt(omega_lambda / self.omega_matter) * (1.0 + redshift) ** -1.5
         return 2.0 / (3.0 * np.sqrt(omega_lambda)) * jnp.arcsinh(x) * HUBBLE_TIME / (self.hubble / 100.0)
 
+    @partial(jax.jit, static_argnames="self")
     def comoving_distance(self, redshift: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """Line-of-sight comoving distance [Mpc]. (Hogg 1999, eq. 15)"""
         redshift = jnp.asarray(redshift)
@@ -51,10 +55,12 @@ class Cosmology:
         integral = 0.5 * redshift * (integrand @ jnp.asarray(_WEIGHTS, redshift.dtype))
         return integral * HUBBLE_DISTANCE / (self.hubble / 100.0)
 
+    @partial(jax.jit, static_argnames="self")
     def luminosity_distance(self, redshift: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """Luminosity distance [Mpc]. (Hogg 1999, eq. 21)"""
         return self.comoving_distance(redshift) * (1.0 + redshift)
 
+    @partial(jax.jit, static_argnames="self")
     def differential_volume(self, redshift: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """Comoving volume of the whole sky per unit redshift [Mpc^3]. (Hogg 1999, eq. 28)"""
         distance = self.comoving_distance(redshift)

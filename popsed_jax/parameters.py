@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ import numpy as np
 from jax.scipy.special import log_ndtr, ndtr, ndtri
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
+
+from popsed_jax._random import normal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +119,7 @@ class ParameterSpace:
         width = jnp.array([p.high - p.low for p in self.parameters])
         return low, width, jnp.array([p.power for p in self.parameters])
 
+    @partial(jax.jit, static_argnames="self")
     def to_theta(self, u: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         """theta = low + (high - low) Phi(u)^(1/power), or the Student-t quantile at Phi(u); a standard normal u is the
         prior. (Li+24, sec. 3)
@@ -128,6 +132,7 @@ class ParameterSpace:
         # Rounding must not carry a draw over its bound.
         return jnp.where(heavy.used, jnp.clip(heavy.quantile(u), low, low + width), theta)
 
+    @partial(jax.jit, static_argnames="self")
     def to_u(self, theta: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         """Inverse of `to_theta`. Values on a bound go to the largest u that the precision can tell from it."""
         low, width, power = self._constants()
@@ -138,6 +143,7 @@ class ParameterSpace:
         heavy = self._student_t
         return u if heavy is None else jnp.where(heavy.used, heavy.to_u(jnp.clip(theta, low, low + width), tiny), u)
 
+    @partial(jax.jit, static_argnames="self")
     def log_det(self, u: Float[Array, "*batch dim"]) -> Float[Array, "*batch"]:
         """log |d theta / d u|, summed over parameters."""
         _, width, power = self._constants()
@@ -151,14 +157,16 @@ class ParameterSpace:
         used = np.array([p.student_t > 0 for p in self.parameters])
         return _StudentT(self.parameters, used) if used.any() else None
 
+    @partial(jax.jit, static_argnames="self")
     def inside(self, theta: Float[Array, "*batch dim"]) -> Array:
         """Whether every parameter is within its bounds."""
         low, width, _ = self._constants()
         return jnp.all((theta >= low) & (theta <= low + width), axis=-1)
 
+    @partial(jax.jit, static_argnames=("self", "num"))
     def sample_flat(self, key: Array, num: int) -> Float[Array, "num dim"]:
         """Draws of the prior: flat in the bounds, flat Dirichlet over the history's weights, Student-t where one is set."""
-        return self.to_theta(jax.random.normal(key, (num, len(self))))
+        return self.to_theta(normal(key, (num, len(self))))
 
 
 class _StudentT:

@@ -2,10 +2,12 @@
 
 import os
 import warnings
+from pathlib import Path
 
-# Before XLA starts. The tests spend their time compiling, which takes two thirds of the time at a low level of optimisation.
-# To test the code as users compile it: XLA_FLAGS= pytest.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+# Before XLA starts. The tests spend their time compiling, which takes two thirds of the time at a low level of optimisation;
+# long compilations are kept for the other worker and the next run. To test the code as users compile it: XLA_FLAGS= pytest.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_cpu_parallel_codegen_split_count=1")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax"))
 
 from jaxtyping import install_import_hook
 
@@ -32,8 +34,16 @@ from popsed_jax.sps.galaxy import GalaxyModel, build_galaxy_model  # noqa: E402
 
 BANDS = ("sdss_u0", "sdss_g0", "sdss_r0", "sdss_i0", "sdss_z0")
 
-# The longest files; started first, the workers end together.
-LONGEST = ("test_training", "test_cli", "test_population", "test_components", "test_sfh")
+# The longest files; started first, the workers end together. test_cli comes later: it finds test_training's programs.
+LONGEST = (
+    "test_training",
+    "test_transport",
+    "test_components",
+    "test_sfh",
+    "test_flow",
+    "test_emulator",
+    "test_reference",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,15 +11,16 @@ STATISTICS = {"flows", "transport", "diagnostics"}
 BOTH = {"population", "posteriors", "priors"}
 # What each layer may import from the package besides itself; layers that are not listed (the top level) may import all.
 ALLOWED = {
-    "parameters": set(),
+    "_random": set(),
+    "parameters": {"_random"},
     "cosmology": set(),
     "data": set(),
     "_dsps": set(),
     "tables": {"data"},
-    "sps": {"_dsps", "data", "parameters", "cosmology"},
-    "observe": {"sps", "data", "parameters", "cosmology"},
-    "flows": set(),
-    "transport": set(),
+    "sps": {"_dsps", "_random", "data", "parameters", "cosmology"},
+    "observe": {"sps", "_random", "data", "parameters", "cosmology"},
+    "flows": {"_random"},
+    "transport": {"_random"},
     "diagnostics": {"flows", "transport"},
 }
 # Packages that an installation need not have; only these may be imported where they are used.

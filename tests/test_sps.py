@@ -140,7 +140,7 @@ class TestHistories:
             build_sfh("tau")
 
 
-@pytest.mark.parametrize("history", ["bases", "delayed_tau"])
+@pytest.mark.parametrize("history", ["bases", pytest.param("delayed_tau", marks=pytest.mark.slow)])
 class TestAgainstDSPS:
     @staticmethod
     def compare(model, theta, history) -> np.ndarray:

@@ -25,6 +25,8 @@ from jax.scipy.linalg import solve_triangular
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
+from popsed_jax._random import normal
+
 
 @dataclasses.dataclass(frozen=True)
 class FlowConfig:
@@ -92,29 +94,34 @@ class SplineFlow:
         """Number of dimensions."""
         return self.mean.shape[-1]
 
+    @jax.jit
     def forward(self, x: Float[Array, "num dim"]) -> tuple[Float[Array, "num dim"], Float[Array, " num"]]:
         """From the base to u, with log |du/dx|."""
         y, log_det = _scan_layers(self, x, inverse=False)
         return self.mean + y @ self.chol.T, log_det + self._log_det_affine()
 
+    @jax.jit
     def inverse(self, u: Float[Array, "num dim"]) -> tuple[Float[Array, "num dim"], Float[Array, " num"]]:
         """From u to the base, with log |dx/du|."""
         y = solve_triangular(self.chol, (u - self.mean).T, lower=True).T
         x, log_det = _scan_layers(self, y, inverse=True)
         return x, log_det - self._log_det_affine()
 
+    @jax.jit
     def log_prob(self, u: Float[Array, "num dim"]) -> Float[Array, " num"]:
         """Exact log density of u."""
         x, log_det = self.inverse(u)
         return jnp.sum(norm.logpdf(x), axis=-1) + log_det
 
+    @partial(jax.jit, static_argnames="num")
     def sample(self, key: Array, num: int) -> Float[Array, "num dim"]:
         """Draws of u."""
         return self.sample_and_log_prob(key, num)[0]
 
+    @partial(jax.jit, static_argnames="num")
     def sample_and_log_prob(self, key: Array, num: int) -> tuple[Float[Array, "num dim"], Float[Array, " num"]]:
         """Draws of u and their log density, in one pass."""
-        x = jax.random.normal(key, (num, self.dim))
+        x = normal(key, (num, self.dim))
         u, log_det = self.forward(x)
         return u, jnp.sum(norm.logpdf(x), axis=-1) - log_det
 

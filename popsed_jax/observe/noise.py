@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from popsed_jax._random import normal
+
 NUM_KNOTS = 12
 _MIN_GALAXIES = 20
 
@@ -31,6 +33,7 @@ class NoiseModel:
     log_sigma: Float[Array, "band knot"]
     scatter: Float[Array, "band knot"]
 
+    @jax.jit
     def sigma(
         self, flux: Float[Array, "*batch band"], depth: Float[Array, "*batch band"]
     ) -> Float[Array, "*batch band"]:
@@ -44,6 +47,7 @@ class NoiseModel:
         interp = jnp.vectorize(jnp.interp, signature="(),(k),(k)->()")
         return 10.0 ** (interp(x, self.knots, self.log_sigma) + depth * interp(x, self.knots, self.scatter))
 
+    @jax.jit
     def observe(
         self, key: Array, flux: Float[Array, "*batch band"], noise_divisor: Float[Array, ""] | float = 1.0
     ) -> tuple[Float[Array, "*batch band"], Float[Array, "*batch band"]]:
@@ -56,9 +60,9 @@ class NoiseModel:
             noise_divisor: the injected noise is divided by this (noise anti-annealing); the quoted error is not.
         """
         key_depth, key_noise = jax.random.split(key)
-        depth = jax.random.normal(key_depth, flux.shape)
+        depth = normal(key_depth, flux.shape)
         width = jnp.hypot(self.sigma(flux, depth), self.floor * flux)
-        noise = jax.random.normal(key_noise, flux.shape) * width
+        noise = normal(key_noise, flux.shape) * width
         observed = flux + noise / noise_divisor
         return observed, self.sigma(observed, depth)
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from popsed_jax._random import normal
 from popsed_jax.flows.spline import FlowConfig, SplineFlow, init_flow
 from popsed_jax.parameters import Parameter, ParameterSpace
 from popsed_jax.population.storage import StorageError, load_tree, save_tree, write_atomically
@@ -68,7 +69,7 @@ class Population:
         """Galaxies as an array, and the member that each came from."""
         key_member, key_flow = jax.random.split(key)
         member = jax.random.choice(key_member, self.num_members, (num,), p=self.weights)
-        x = jax.random.normal(key_flow, (num, len(self.space)))
+        x = normal(key_flow, (num, len(self.space)))
         u = jnp.zeros_like(x)
         for i in range(self.num_members):  # every member transforms all draws: the shapes stay fixed under jit
             u = jnp.where((member == i)[:, None], self.member(i).forward(x)[0], u)

@@ -278,6 +278,18 @@ def _dress(
     key: Array, forward: ForwardModel, hyper: dict[str, float], library: Library, redshift: Array, log_mass: Array
 ) -> Float[Array, "num dim"]:
     """Give galaxies of known redshift and surviving mass all their other parameters."""
+    theta = _draw_unit_mass(key, forward, hyper, library, redshift, log_mass)
+    lost = map_batches(ForwardModel.derived, forward, theta)["log_mass_surviving"]
+    bounds = forward.space["log_mass"]
+    formed = jnp.clip(log_mass - lost, bounds.low + 1e-3, bounds.high - 1e-3)
+    return theta.at[:, forward.space.index("log_mass")].set(formed)
+
+
+@jax.jit
+def _draw_unit_mass(
+    key: Array, forward: ForwardModel, hyper: dict[str, float], library: Library, redshift: Array, log_mass: Array
+) -> Float[Array, "num dim"]:
+    """All parameters of galaxies of known redshift and surviving mass, but 1 Msun formed."""
     space, num = forward.space, len(redshift)
     keys = jax.random.split(key, 9)
     quiescent = jax.random.uniform(keys[0], (num,)) < quiescent_fraction(log_mass, hyper)
@@ -312,10 +324,7 @@ def _dress(
     index = hyper["dust_index"] + hyper["dust_index_slope"] * jnp.log10(jnp.maximum(tau_v, 0.02) / 0.3)
     theta = put(theta, "dust_index", truncated(keys[7], "dust_index", index, 0.25))
     theta = _dress_gas_and_dust(keys[8], forward, theta)
-    unit = put(theta, "log_mass", jnp.zeros(num))
-    lost = map_batches(ForwardModel.derived, forward, unit)["log_mass_surviving"]
-    bounds = space["log_mass"]
-    return put(theta, "log_mass", jnp.clip(log_mass - lost, bounds.low + 1e-3, bounds.high - 1e-3))
+    return put(theta, "log_mass", jnp.zeros(num))
 
 
 def _dress_gas_and_dust(key: Array, forward: ForwardModel, theta: Float[Array, "num dim"]) -> Float[Array, "num dim"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -83,7 +84,7 @@ def build_schedule(config: AnnealConfig, num_epochs: int, peak_learning_rate: fl
     columns = {
         "blur": config.blur_start * (config.blur_end / config.blur_start) ** progress,
         "noise_divisor": 1.0 + config.noise_factor * np.exp(-config.noise_rate * fraction),
-        "learning_rate": [float(rate(i + 1)) for i in range(num_epochs)],
+        "learning_rate": jax.jit(jax.vmap(rate))(jnp.arange(1, num_epochs + 1)),
         "sliced": np.full(num_epochs, config.sliced),
         "sinkhorn": np.where(with_sinkhorn, config.sinkhorn, 0.0),
         "adapt": fraction >= config.adapt_start,

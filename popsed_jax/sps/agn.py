@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -225,6 +226,7 @@ def agn_components(wave: Float[Array | np.ndarray, " wave"], config: AGNConfig) 
     )
 
 
+@partial(jax.jit, static_argnames="config")
 def agn_spectrum(wave: Float[Array | np.ndarray, " wave"], config: AGNConfig) -> Float[Array, " wave"]:
     """L_nu of an unreddened nucleus whose nu L_nu at 5100 Angstrom is 1 Lsun [Lsun/Hz].
 
@@ -244,6 +246,7 @@ def agn_spectrum(wave: Float[Array | np.ndarray, " wave"], config: AGNConfig) ->
     return agn_components(wave, config).total / (at_ref * frequency)
 
 
+@jax.jit
 def agn_transmission(wave: Float[Array | np.ndarray, " wave"], agn_ebv: Float[Array, ""]) -> Float[Array, " wave"]:
     """Transmitted fraction of the nucleus's own dust: no 2175 Angstrom bump, R_V = 3.1. (Temple+21)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -29,6 +31,7 @@ _SMC_TERMS = (
 )
 
 
+@partial(jax.jit, static_argnames="law")
 def diffuse_optical_depth(
     wave: Float[Array | np.ndarray, " wave"],
     tau_v: Float[Array, ""],
@@ -107,6 +110,7 @@ def birth_cloud_optical_depth(
     return tau_birth * (WAVE_V / wave)
 
 
+@partial(jax.jit, static_argnames="law")
 def transmission(
     wave: Float[Array | np.ndarray, " wave"],
     tau_v: Float[Array, ""],

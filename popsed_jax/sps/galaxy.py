@@ -155,6 +155,7 @@ class GalaxyModel:
         step = self.ssp.log_age[index + 1] - self.ssp.log_age[index]
         return index, jnp.clip((log_age - self.ssp.log_age[index]) / step, 0.0, 1.0)
 
+    @jax.jit
     def age_weights(self, params: Mapping[str, Array]) -> Float[Array, " age"]:
         """One galaxy's mass fraction on each template age; sums to one."""
         parts = self.composition(params)
@@ -166,6 +167,7 @@ class GalaxyModel:
         weights = weights.at[index + 1].add(parts.burst_fraction * step)
         return weights if parts.age_weights is None else weights + parts.age_weights
 
+    @jax.jit
     def joint_weights(self, params: Mapping[str, Array]) -> Float[Array, "met age"]:
         """One galaxy's mass fraction on each template metallicity and age; sums to one."""
         ages = self.age_weights(params)
@@ -173,6 +175,7 @@ class GalaxyModel:
             return jnp.outer(self.metallicity_weights(params), ages)
         return evolving_weights(params["logzsol"], ages, self.ssp.log_met, self.config.metallicity_scatter)
 
+    @jax.jit
     def derived(self, theta: Float[Array, " dim"]) -> dict[str, Float[Array, ""]]:
         """Derived properties of one galaxy, by the names in `DERIVED` (units in `DERIVED_META`).
 
@@ -211,6 +214,7 @@ class GalaxyModel:
         assert self.dust is not None
         return emission_weights(self.dust, params["qpah"], params["umin"], 10.0 ** params["log_gamma"])
 
+    @jax.jit
     def components(self, theta: Float[Array, " dim"]) -> Spectrum:
         """Rest-frame spectrum of one galaxy by its parts, on the templates' wavelengths.
 
@@ -236,6 +240,7 @@ class GalaxyModel:
         parts = (jnp.sum(stars * trans, axis=0), jnp.sum(gas * trans, axis=0), dust, agn, jnp.sum(stars + gas, axis=0))
         return Spectrum(*(10.0 ** params["log_mass"] * part for part in parts))
 
+    @jax.jit
     def lines(self, theta: Float[Array, " dim"], deviate: Float[Array, " line"] | float = 0.0) -> Lines:
         """Emission lines of one galaxy's ionised gas, attenuated as its continuum is: by the birth cloud around young stars.
 
@@ -270,6 +275,7 @@ class GalaxyModel:
         ionisation = interpolation_weights(params["log_u"], self.gas.grid.log_u)
         return (self.gas_weights(params, joint)[:, :, None, :] * ionisation[:, None]).reshape(2, -1)
 
+    @jax.jit
     def spectrum(self, theta: Float[Array, " dim"]) -> Float[Array, " wave"]:
         """Attenuated rest-frame spectrum of one galaxy on the templates' wavelengths [Lsun/Hz]."""
         return self.components(theta).total

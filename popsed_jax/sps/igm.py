@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -94,6 +96,7 @@ _MADAU_SERIES = 1e-4 * np.array(
 )
 
 
+@partial(jax.jit, static_argnames="model")
 def igm_transmission(
     obs_wave: Float[Array | np.ndarray, " wave"],
     redshift: Float[Array | np.ndarray, ""] | float,

@@ -175,6 +175,7 @@ def ionising_mass(
     return gas[:, None] * jnp.einsum("sn,sgn->gn", mass, ratio)
 
 
+@jax.jit
 def node_weights(
     grid: NebularGrid,
     weights: Float[Array, "ssp_met ssp_age"],
@@ -194,6 +195,7 @@ def node_weights(
     return jnp.asarray(1.0 - escape) * mass[:, None, :] * ionisation[:, None]
 
 
+@jax.jit
 def template_spectra(
     grid: NebularGrid, sigma_v: float = 100.0, offset: Float[Array | np.ndarray, " line"] | float = 0.0
 ) -> Float[Array, "met log_u node wave"]:
@@ -208,11 +210,13 @@ def template_spectra(
     return jnp.asarray(grid.lum_nu) + (grid.line_lum * (1.0 + jnp.asarray(offset))) @ unit
 
 
+@jax.jit
 def line_luminosities(grid: NebularGrid, nodes: Float[Array, "met log_u node"]) -> Float[Array, " line"]:
     """Luminosities of the lines [Lsun for weights in Msun] from `node_weights`."""
     return nodes.ravel() @ grid.line_lum.reshape(-1, grid.line_wave.shape[0])
 
 
+@jax.jit
 def continuum(grid: NebularGrid, nodes: Float[Array, "met log_u node"]) -> Float[Array, " wave"]:
     """Nebular continuum on `grid.wave` [Lsun/Hz for weights in Msun] from `node_weights`."""
     return nodes.ravel() @ grid.lum_nu.reshape(-1, grid.wave.shape[0])
@@ -247,6 +251,7 @@ def calibrated_lines(
     return line_lum * (1.0 + jnp.asarray(offset) + jnp.asarray(scatter) * deviate)
 
 
+@jax.jit
 def log_ionising_photons(wave: Float[Array | np.ndarray, " pixel"], lum_nu: Float[Array, " pixel"]) -> Float[Array, ""]:
     """log10 Q(H), the photons below 912 Angstrom [1/s]; their number does not fit into a float32.
 
@@ -260,6 +265,7 @@ def log_ionising_photons(wave: Float[Array | np.ndarray, " pixel"], lum_nu: Floa
     return jnp.log10(jnp.maximum(lum_nu @ (width / wave), 1e-37)) + np.log10(LSUN_OVER_PLANCK)
 
 
+@jax.jit
 def add_lines(
     wave: Float[Array | np.ndarray, " pixel"],
     lum: Float[Array, " line"],
@@ -284,6 +290,7 @@ def add_lines(
     return jnp.diff(below, axis=0) @ lum / jnp.diff(edges) * (wave**2 / LIGHT)
 
 
+@jax.jit
 def equivalent_width(
     line_lum: Float[Array, " line"],
     line_wave: Float[Array | np.ndarray, " line"],

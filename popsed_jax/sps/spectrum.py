@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -16,6 +17,7 @@ def locate(x: Float[Array, ""], nodes: Float[Array | np.ndarray, " node"]) -> tu
     return index, jnp.clip((x - nodes[index]) / (nodes[index + 1] - nodes[index]), 0.0, 1.0)
 
 
+@jax.jit
 def interpolation_weights(x: Float[Array, ""], nodes: Float[Array | np.ndarray, " node"]) -> Float[Array, " node"]:
     """Weights on increasing nodes that interpolate linearly at x; beyond the ends all is on the last node.
 
@@ -31,6 +33,7 @@ def pixel_edges(wave: Float[Array, " pixel"]) -> Float[Array, " edge"]:
     return jnp.concatenate([2.0 * wave[:1] - middle[:1], middle, 2.0 * wave[-1:] - middle[-1:]])
 
 
+@jax.jit
 def luminosity(wave: Float[Array | np.ndarray, " wave"], lum_nu: Float[Array, " wave"]) -> Float[Array, ""]:
     """Power of a spectrum [Lsun], by the trapezoidal rule in wavelength.
 

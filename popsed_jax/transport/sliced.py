@@ -19,12 +19,12 @@ change places, which changes the cost by the square of that. Larger clouds than 
 References: Rabin et al. 2012 (doi:10.1007/978-3-642-24785-9_37); Bonneel et al. 2015 (doi:10.1007/s10851-014-0506-3).
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
+from popsed_jax._random import normal
 from popsed_jax.transport._clouds import as_clouds, check_power, normalise_weights
 
 _MAX_PACKED_BITS = 14
@@ -94,11 +94,11 @@ def sample_directions(
     if num_projections < 1:
         raise ValueError(f"num_projections must be >= 1, got {num_projections}")
     if not orthogonal:
-        normal = jax.random.normal(key, (num_projections, dim))
-        return normal / jnp.linalg.norm(normal, axis=1, keepdims=True)
+        directions = normal(key, (num_projections, dim))
+        return directions / jnp.linalg.norm(directions, axis=1, keepdims=True)
     num_sets = -(-num_projections // dim)
     # Signs of the columns are not made uniform: theta and -theta measure the same.
-    frames, _ = jnp.linalg.qr(jax.random.normal(key, (num_sets, dim, dim)))
+    frames, _ = jnp.linalg.qr(normal(key, (num_sets, dim, dim)))
     return jnp.swapaxes(frames, 1, 2).reshape(num_sets * dim, dim)[:num_projections]
 
 
