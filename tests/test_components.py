@@ -34,7 +34,13 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=list(CASES))
+# "all" has the parts of the others.
+SLOW = {"free gas", "power law"}
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES]
+)
 def case(request):
     """Name, model, table, and 24 flat draws on a node of redshift."""
     config, filters = CASES[request.param]

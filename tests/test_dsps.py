@@ -91,8 +91,8 @@ def table_of(history, params, age):
 @pytest.mark.parametrize(
     "history",
     [
-        "diffstar",
         "continuity",
+        pytest.param("diffstar", marks=pytest.mark.slow),
         # tests/test_sps.py has the spectra of these two in the default run.
         pytest.param("bases", marks=pytest.mark.slow),
         pytest.param("delayed_tau", marks=pytest.mark.slow),

@@ -23,7 +23,7 @@ class Instance(NamedTuple):
     affine: bool
 
 
-INSTANCES = [Instance(2, False), Instance(3, True), Instance(5, True)]
+INSTANCES = [Instance(2, False), pytest.param(Instance(3, True), marks=pytest.mark.slow), Instance(5, True)]
 # One compilation for each size and precision, shared by all tests.
 FORWARD, INVERSE, LOG_PROB = (
     jax.jit(method) for method in (SplineFlow.forward, SplineFlow.inverse, SplineFlow.log_prob)

@@ -1,5 +1,7 @@
 """The photometry tables against the full integral, another library and known colours."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from sedpy.observate import Filter as SedpyFilter
 from popsed_jax.observe.filters import filter_names, load_filter
 from popsed_jax.observe.forward import ForwardModel, build_forward_model
 from popsed_jax.observe.operators import integrate_spectrum
-from popsed_jax.observe.photometry import build_photometry_table, dimming
+from popsed_jax.observe.photometry import build_photometry_table, dimming, few_rows
 from popsed_jax.observe.photometry import flux as flux_of
 from popsed_jax.observe.selection import MagnitudeLimit, SelectionConfig
 from popsed_jax.sps.config import ModelConfig
@@ -93,6 +95,25 @@ class TestTable:
         expected = np.stack([integrate_spectrum(wave, s, redshift, filters, 5000) for s in spectra])
         expected *= distance_factor(redshift)
         assert np.abs(2.5 * np.log10(np.asarray(found) / expected)).max() < 0.006
+
+    def test_few_rows(self):
+        """Value and both directions of differentiation, in weights and redshift, against one sum over the whole table."""
+        rng = np.random.default_rng(0)
+        with jax.enable_x64(True):
+            table, weights = jnp.asarray(rng.normal(size=(5, 9, 4))), jnp.asarray(rng.normal(size=(2, 3)))
+            node, start = jnp.asarray(3), jnp.asarray(5)
+
+            def plain(weights, up):
+                block = table[3:5, 5:8]
+                return weights @ (block[0] * (1.0 - up) + block[1] * up)
+
+            def rows(weights, up):
+                return few_rows(weights, up, table, node, start)
+
+            for derivative in (lambda f: f, partial(jax.jacfwd, argnums=(0, 1)), partial(jax.jacrev, argnums=(0, 1))):
+                found, expected = (derivative(f)(weights, jnp.asarray(0.3)) for f in (rows, plain))
+                for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+                    np.testing.assert_allclose(one, other, rtol=1e-12)
 
     def test_tolerance_buys_nodes(self, table):
         model = build_galaxy_model(bounds={"redshift": (0.05, 0.15)}, redshift_step=0.05)

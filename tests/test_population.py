@@ -56,8 +56,8 @@ def test_outside_the_bounds_the_density_is_zero_and_gradients_stay_finite(popula
     assert population.log_prob(outside).tolist() == [-jnp.inf, -jnp.inf]
     one = jnp.array([0.3, 10.0])
     assert population.log_prob(one).shape == ()
-    for point in (one, outside[0]):
-        assert bool(jnp.all(jnp.isfinite(jax.grad(lambda t: population.log_prob(t))(point))))
+    slope = jax.grad(lambda t: population.log_prob(t).sum())(jnp.concatenate([one[None], outside[:1]]))
+    assert bool(jnp.all(jnp.isfinite(slope)))
 
 
 def test_it_may_be_an_argument_of_compiled_functions(population) -> None:

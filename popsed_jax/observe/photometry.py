@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from typing import Any
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -59,7 +60,7 @@ class PhotometryTable:
         return len(self.filters)
 
 
-def build_photometry_table(model: GalaxyModel, filters: Sequence[str], tolerance: float = 0.006) -> PhotometryTable:
+def build_photometry_table(model: GalaxyModel, filters: Sequence[str], tolerance: float = 0.005) -> PhotometryTable:
     """Tabulate templates through filters on the model's redshift grid.
 
     Args:
@@ -164,9 +165,13 @@ def _separable_light(
     table: PhotometryTable, model: GalaxyModel, parts: Composition, met: Array, z: Array, up: Array
 ) -> Float[Array, "cloud node"]:
     """Light outside and inside the birth cloud, the metallicity the same for all ages: bases are tabulated sums of ages."""
-    weights = met[:, None] * parts.basis
-    light = _blend(lambda node: _weighted_rows(weights, table.basis[node]), z, up)
-    return light + _burst_light(table, model, parts.burst_age, met, z, up) * parts.burst_fraction
+    light = _burst_light(table, model, parts.burst_age, met, z, up) * parts.burst_fraction
+    num_redshift, num_met, num_basis, *left = table.basis.shape
+    if num_basis == 0:
+        return light
+    rows = table.basis.reshape(num_redshift, num_met * num_basis, -1)
+    weights = (met[:, None] * parts.basis).reshape(1, -1)
+    return light + few_rows(weights, up, rows, z, jnp.zeros_like(z)).reshape(left)
 
 
 def _joint_light(
@@ -204,16 +209,11 @@ def _burst_light(
 ) -> Float[Array, "cloud node"]:
     """A single-age population, linear in redshift and log age between templates."""
     index, step = model.burst_nodes(age)
-    light = jnp.zeros((2, table.nodes.shape[0]))
-
-    def contract(age_node: Array, node: Array) -> Array:
-        return _weighted_rows(met, table.ssp[node, age_node])
-
-    for age_node, weight in ((index, 1.0 - step), (index + 1, step)):
-        row = _blend(partial(contract, age_node), z, up)
-        young = model.young[age_node]
-        light = light + weight * jnp.stack([(1.0 - young) * row, young * row])
-    return light
+    young = model.young[jnp.stack([index, index + 1])]
+    cloud = jnp.stack([1.0 - young, young]) * jnp.stack([1.0 - step, step])
+    num_redshift, num_age, num_met, _ = table.ssp.shape
+    rows = table.ssp.reshape(num_redshift, num_age * num_met, -1)
+    return few_rows((cloud[:, :, None] * met).reshape(2, -1), up, rows, z, index * num_met)
 
 
 def _blend(contract: Callable[[Array], Array], node: Array, fraction: Array) -> Array:
@@ -221,10 +221,34 @@ def _blend(contract: Callable[[Array], Array], node: Array, fraction: Array) -> 
     return contract(node) * (1.0 - fraction) + contract(node + 1) * fraction
 
 
+@jax.custom_jvp
+def few_rows(
+    weights: Float[Array, "sum row"], up: Array, table: Float[Array, "redshift all left"], node: Array, start: Array
+) -> Float[Array, "sum left"]:
+    """Weighted sums of a few rows of a table from `start` on, linear between two redshift nodes.
+
+    Row by row, XLA fuses all on a CPU into one loop that reads the table where it lies; gathering the block first takes
+    several times as long. For derivatives the block is the faster one. Not differentiated by the table.
+    """
+    total = jnp.zeros((weights.shape[0], table.shape[-1]), weights.dtype)
+    for k in range(weights.shape[1]):
+        total += weights[:, k, None] * (table[node, start + k] * (1.0 - up) + table[node + 1, start + k] * up)
+    return total
+
+
+@few_rows.defjvp
+def _few_rows_jvp(primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    (weights, up, table, node, start), (d_weights, d_up, *_) = primals, tangents
+    num = weights.shape[1]
+    corner = (node, start.astype(node.dtype), jnp.zeros_like(node))
+    block = jax.lax.dynamic_slice(table, corner, (2, num, table.shape[-1])).reshape(2 * num, -1)
+    change = jnp.concatenate([d_weights * (1.0 - up) - weights * d_up, d_weights * up + weights * d_up], axis=1)
+    return few_rows(weights, up, table, node, start), jnp.matmul(change, block, precision=jax.lax.Precision.HIGHEST)
+
+
 def _weighted_rows(weights: Array, rows: Array) -> Array:
-    """Sum of table rows. Contracted before the redshifts are blended, and as a sum of products rather than a batched
-    matrix product: XLA fuses these on a CPU, which `benchmarks/forward.py` times."""
-    num, left = weights.size, rows.shape[weights.ndim :]  # num is 0 for histories without bases
+    """Sum of many table rows."""
+    num, left = weights.size, rows.shape[weights.ndim :]
     return jnp.sum(weights.reshape(num, 1) * rows.reshape(num, math.prod(left)), axis=0).reshape(left)
 
 
