@@ -35,7 +35,7 @@ CASES = {
 
 
 # "all" has the parts of the others.
-SLOW = {"free gas", "power law"}
+SLOW = {"gas", "free gas", "dust", "nucleus", "power law"}
 
 
 @pytest.fixture(

@@ -51,7 +51,8 @@ def largest_error(model, table, law, num) -> float:
     return float(np.abs(found / expected - 1.0).max())
 
 
-@pytest.mark.parametrize("law", ["kriek_conroy", pytest.param("smc", marks=SLOW)])
+@SLOW  # in the default run, tests/test_components.py has the photometry of warm dust to 2 %
+@pytest.mark.parametrize("law", ["kriek_conroy", "smc"])
 def test_absorbed_power_of_the_table(built, law):
     """1 %; measured over 1,000 draws: at most 0.05 % (kriek_conroy, calzetti), 0.3 % (power_law), 0.4 % (smc)."""
     assert largest_error(*built, law, 60) < 5e-3

@@ -111,7 +111,7 @@ class TestTable:
                 return few_rows(weights, up, table, node, start)
 
             for derivative in (lambda f: f, partial(jax.jacfwd, argnums=(0, 1)), partial(jax.jacrev, argnums=(0, 1))):
-                found, expected = (derivative(f)(weights, jnp.asarray(0.3)) for f in (rows, plain))
+                found, expected = (jax.jit(derivative(f))(weights, jnp.asarray(0.3)) for f in (rows, plain))
                 for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
                     np.testing.assert_allclose(one, other, rtol=1e-12)
 

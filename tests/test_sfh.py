@@ -359,7 +359,7 @@ class TestEvolvingMetallicity:
             from_mapping(ModelConfig, {"metallicity": "closed_box"}, "model")
 
 
-@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize("history", ["bases", *(pytest.param(h, marks=pytest.mark.slow) for h in HISTORIES[1:])])
 @pytest.mark.parametrize("metallicity", ["constant", pytest.param("evolving", marks=pytest.mark.slow)])
 def test_photometry_against_the_full_integral(history, metallicity):
     """The table route between its redshift nodes, dust included, with either metallicity."""
