@@ -1,6 +1,8 @@
 """The forward model: galaxies per second of four routes, side by side, and the errors of the fast ones.
 
-python benchmarks/forward.py --num 2000 --emulator DIR --out benchmarks/results/forward.json
+python benchmarks/forward.py                    # benchmarks/results/forward.json
+python benchmarks/forward.py --bands 9          # forward9.json
+python benchmarks/forward.py --emulator DIR     # forward_emulator.json
 
 (a) DSPS as its manual has it: a tabulated history, all templates summed for every galaxy, a diffuse screen, one integral and one
     distance for each filter. It has no burst and no birth cloud here, so it does a little less than the other two.
@@ -182,13 +184,15 @@ def route_error(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num", type=int, default=2000, help="galaxies of the table route and of its error")
+    parser.add_argument("--num", type=int, default=4000, help="galaxies of the table route and of its error")
     parser.add_argument("--num-slow", type=int, default=100, help="galaxies of the routes that make a spectrum")
     parser.add_argument("--bands", type=int, default=5, choices=range(1, len(FILTERS) + 1), metavar="1-9")
     parser.add_argument("--emulator", type=Path, help="folder of a trained emulator, for route (d)")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/forward.json"))
+    parser.add_argument("--out", type=Path, help="by default benchmarks/results/, a file for each number of bands")
     args = parser.parse_args()
+    stem = "forward" + (str(args.bands) if args.bands != 5 else "") + ("_emulator" if args.emulator else "")
+    out = args.out or Path("benchmarks/results") / f"{stem}.json"
     names = FILTERS[: args.bands]
     curves = [load_filter(name) for name in names]
 
@@ -255,7 +259,7 @@ def main() -> None:
         "gradient over (a)",
     )
     Console(width=120).print(f"A matrix product reaches {extra['peak_gflops']:.0f} GFlop/s")
-    finish(f"Forward model, {args.bands} bands", columns, rows, args.out, extra)
+    finish(f"Forward model, {args.bands} bands", columns, rows, out, extra)
 
 
 if __name__ == "__main__":

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from astropy.table import Table
-from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from popsed_jax.emulators import load_description
+from popsed_jax.pages import embed_figure, page_template
 from popsed_jax.population.storage import StorageError, write_atomically
 from popsed_jax.tables import read_table
 
-_DPI = 110
 _NUM_BINS = 20
 _GOAL_MAG, _GOAL_MEDIAN = 0.02, 0.003  # errors that do not matter beside the templates'
 # Okabe & Ito's colours: told apart by colour-blind readers.
@@ -43,11 +39,9 @@ def build_emulator_report(folder: Path | str) -> Path:
         "parameters": plot_parameters(table, description),
         "history": plot_history(description),
     }
-    images = {name: _save(figure, folder / "figures" / f"{name}.png") for name, figure in figures.items()}
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("popsed_jax").joinpath("emulator.html.j2").read_text(encoding="utf-8"))
+    images = {name: embed_figure(figure, folder / "figures" / f"{name}.png") for name, figure in figures.items()}
     shown = {key: value for key, value in description.items() if key not in ("networks", "rms_history", "worst")}
-    page = template.render(
+    page = page_template("emulator.html.j2").render(
         about=description,
         images=images,
         goal={"percentile": _GOAL_MAG, "median": _GOAL_MEDIAN},
@@ -125,15 +119,6 @@ def plot_history(description: Mapping[str, Any]) -> Figure:
 
 def _colors(num: int) -> list[str]:
     return [_COLORS[i % len(_COLORS)] for i in range(num)]
-
-
-def _save(figure: Figure, path: Path) -> str:
-    """Write a figure; return it in base64."""
-    path.parent.mkdir(exist_ok=True)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI)
-    path.write_bytes(buffer.getvalue())
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _reached(errors: Mapping[str, Mapping[str, float]]) -> bool:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +13,22 @@ import jax.numpy as jnp
 from popsed_jax.observe.emulated import PhotometryEmulator
 from popsed_jax.observe.forward import Emulator
 from popsed_jax.parameters import Parameter, ParameterSpace
-from popsed_jax.population.storage import StorageError, load_tree, save_tree, write_atomically
+from popsed_jax.population.storage import (
+    WEIGHTS,
+    StorageError,
+    load_described,
+    load_tree,
+    read_description,
+    save_described,
+)
 from popsed_jax.settings import SettingsError, from_mapping, to_mapping
 from popsed_jax.sps.config import ModelConfig
 from popsed_jax.sps.emulator import Feature, Network
 from popsed_jax.sps.spectra import SpectrumEmulator
 
 FORMAT_VERSION = 1
-WEIGHTS, DESCRIPTION = "weights.safetensors", "emulator.json"
+DESCRIPTION = "emulator.json"
+_WHAT, _HINT = "emulator", "give the folder that `popsed-jax train-emulator` wrote"
 
 
 def save_emulator(folder: Path | str, emulator: Emulator, meta: Mapping[str, Any]) -> None:
@@ -31,8 +37,6 @@ def save_emulator(folder: Path | str, emulator: Emulator, meta: Mapping[str, Any
     Args:
         meta: what else the description should hold: settings, errors, versions.
     """
-    folder = Path(folder)
-    save_tree(folder / WEIGHTS, emulator)
     shapes: dict[str, Any] = {"kind": "spectrum", "num_wave": [len(part) for part in emulator_means(emulator)]}
     if isinstance(emulator, PhotometryEmulator):
         shapes = {
@@ -40,10 +44,7 @@ def save_emulator(folder: Path | str, emulator: Emulator, meta: Mapping[str, Any
             "filters": list(emulator.filters),
             "flux": "ln(maggies per Msun formed at 10 pc)",
         }
-    description = {
-        "format": "popsed_jax emulator",
-        "format_version": FORMAT_VERSION,
-        "weights_sha256": _checksum(folder / WEIGHTS),
+    fields = {
         **shapes,
         "parameters": [dataclasses.asdict(p) for p in emulator.space.parameters],
         "model": None if emulator.config is None else to_mapping(emulator.config),
@@ -59,7 +60,7 @@ def save_emulator(folder: Path | str, emulator: Emulator, meta: Mapping[str, Any
         ],
         **meta,
     }
-    write_atomically(folder / DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
+    save_described(Path(folder), emulator, DESCRIPTION, _WHAT, FORMAT_VERSION, fields)
 
 
 def load_emulator(folder: Path | str) -> Emulator:
@@ -68,17 +69,12 @@ def load_emulator(folder: Path | str) -> Emulator:
     Raises:
         StorageError: a missing, damaged, changed or newer file; the message says which and what to do.
     """
-    folder = Path(folder)
-    description = load_description(folder)
-    weights = folder / WEIGHTS
-    if not weights.is_file():
-        raise StorageError(f"{weights} does not exist")
-    if _checksum(weights) != description["weights_sha256"]:
-        raise StorageError(f"{weights} is not the file that {DESCRIPTION} describes (checksum): changed or truncated")
+    path = Path(folder) / DESCRIPTION
+    description = load_described(path, _WHAT, FORMAT_VERSION, _HINT)
     try:
-        return load_tree(weights, _empty(description))
+        return load_tree(path.parent / WEIGHTS, _empty(description))
     except (KeyError, TypeError, SettingsError) as error:
-        raise StorageError(f"{folder / DESCRIPTION} does not describe its weights: {error}") from None
+        raise StorageError(f"{path} does not describe its weights: {error}") from None
 
 
 def load_description(folder: Path | str) -> dict[str, Any]:
@@ -87,21 +83,7 @@ def load_description(folder: Path | str) -> dict[str, Any]:
     Raises:
         StorageError: it is missing, damaged, of something else, or of a newer format.
     """
-    path = Path(folder) / DESCRIPTION
-    try:
-        description = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise StorageError(f"{path} does not exist: give the folder that `popsed-jax train-emulator` wrote") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StorageError(f"{path} is damaged: {error}") from None
-    if not isinstance(description, dict) or description.get("format") != "popsed_jax emulator":
-        raise StorageError(f"{path} does not describe a popsed_jax emulator")
-    version = description.get("format_version", 0)
-    if version > FORMAT_VERSION:
-        raise StorageError(
-            f"{path} has format version {version}, newer than this package reads ({FORMAT_VERSION}): update it"
-        )
-    return description
+    return read_description(Path(folder) / DESCRIPTION, _WHAT, FORMAT_VERSION, _HINT)
 
 
 def emulator_means(emulator: Emulator) -> tuple[Any, ...]:
@@ -133,7 +115,3 @@ def _empty_network(entry: Mapping[str, Any]) -> Network:
     blank = Network({}, zeros, zeros, features=features, **sizes)
     shapes = jax.eval_shape(lambda: blank.layers.init(jax.random.key(0), jnp.zeros(len(features))))["params"]
     return dataclasses.replace(blank, weights=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
-
-
-def _checksum(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
+from popsed_jax.pages import embed_figure, page_template
 from popsed_jax.plots import (
     NothingToPlotError,
     ReportError,
@@ -32,7 +29,6 @@ from popsed_jax.population.storage import write_atomically
 
 __all__ = ["ReportError", "build_report"]
 
-_DPI = 110
 _FIGURES: dict[str, Callable[[RunTables], Figure]] = {
     "redshift": plot_redshift,
     "photometry": plot_photometry,
@@ -75,7 +71,6 @@ def build_report(run: Path) -> Path:
 def _draw_figures(tables: RunTables) -> tuple[dict[str, str], dict[str, str]]:
     """Write the figures; return them in base64, and for those that the run has nothing for, why."""
     folder = tables.run / "figures"
-    folder.mkdir(exist_ok=True)
     images, absent = {}, {}
     for name, plot in _FIGURES.items():
         path = folder / f"{name}.png"
@@ -85,18 +80,13 @@ def _draw_figures(tables: RunTables) -> tuple[dict[str, str], dict[str, str]]:
             absent[name] = str(error)
             path.unlink(missing_ok=True)  # of an earlier report
             continue
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=_DPI)
-        path.write_bytes(buffer.getvalue())
-        images[name] = base64.b64encode(buffer.getvalue()).decode("ascii")
+        images[name] = embed_figure(figure, path)
     return images, absent
 
 
 def _render(tables: RunTables, images: dict[str, str], absent: dict[str, str]) -> str:
     """The page, from the template."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(number=_number, signed=_signed, count=_count, duration=_duration)
-    template = environment.from_string(files("popsed_jax").joinpath("report.html.j2").read_text(encoding="utf-8"))
+    template = page_template("report.html.j2", number=_number, signed=_signed, count=_count, duration=_duration)
     metrics = tables.metrics
     control = [entry for entry in metrics["members"] if entry.get("control", False)]
     return template.render(

@@ -23,8 +23,8 @@ from popsed_jax.emulators import save_emulator
 from popsed_jax.observe.emulated import PhotometryEmulator, draw_photometry, emulated_flux, init_photometry_emulator
 from popsed_jax.observe.forward import Emulator
 from popsed_jax.observe.photometry import build_photometry_table, flux
-from popsed_jax.population.checkpoint import CheckpointError
-from popsed_jax.population.storage import StorageError, load_metadata, load_tree, save_tree, write_atomically
+from popsed_jax.population.checkpoint import checked_metadata, read_or_explain, settings_digest
+from popsed_jax.population.storage import load_tree, save_tree, write_atomically
 from popsed_jax.progress import Progress
 from popsed_jax.run import versions
 from popsed_jax.settings import dump_toml, to_mapping
@@ -299,7 +299,7 @@ class EmulatorCheckpoint:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.path = folder / "state.safetensors"
-        self._digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        self._digest = settings_digest(settings)
 
     def save(self, state: TrainState, history: np.ndarray, seconds: float) -> None:
         """Keep the state after a chunk."""
@@ -314,23 +314,9 @@ class EmulatorCheckpoint:
             CheckpointError: nothing to resume, a damaged file, or other settings; says what to do.
         """
         metadata = self.check()
-        try:
-            state = load_tree(self.path, like)
-        except StorageError as error:
-            raise CheckpointError(f"{error}. Start anew without --resume.") from None
+        state = read_or_explain(load_tree, self.path, like)
         return state, np.array(json.loads(metadata["history"])), float(metadata["seconds"])
 
     def check(self) -> dict[str, str]:
         """What the checkpoint says of itself. Raises CheckpointError as `load`, before any work is done."""
-        if not self.path.is_file():
-            raise CheckpointError(f"nothing to resume: {self.path} does not exist. Start without --resume.")
-        try:
-            metadata = load_metadata(self.path)
-            if metadata.get("settings") != self._digest:
-                raise CheckpointError(
-                    f"the checkpoint in {self.path.parent} belongs to other settings, filters or spectra: resume with "
-                    "those, or start anew without --resume"
-                )
-        except StorageError as error:
-            raise CheckpointError(f"{error}. Start anew without --resume.") from None
-        return metadata
+        return checked_metadata(self.path, self._digest)

@@ -55,8 +55,8 @@ class TestTable:
         )
         expected *= distance_factor(redshift)[:, None]
         error = np.abs(2.5 * np.log10(flux / expected))
-        # Measured: median 3e-5, 99.9th percentile 0.0005 (u, g) to 0.0065 (i) mag; the dust's polynomial is the limit.
-        assert np.quantile(error, 0.999, axis=0).max() <= 0.01
+        # Measured: median 3e-5, 99.9th percentile at most 0.0043 mag; the dust's polynomial is the limit.
+        assert np.quantile(error, 0.999, axis=0).max() <= 0.006
         assert np.quantile(error, 0.5, axis=0).max() <= 2e-4
 
     def test_precisions_agree(self, galaxy_x64, table_x64, theta, flux):

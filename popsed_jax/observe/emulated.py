@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from popsed_jax.observe.filters import load_filter
-from popsed_jax.observe.operators import LSUN_PER_HZ_AT_10PC, band_weights
+from popsed_jax.observe.operators import LSUN_PER_HZ_AT_10PC, band_weights, check_reach
 from popsed_jax.observe.photometry import PhotometryTable, dimming, light_per_mass
 from popsed_jax.parameters import Parameter, ParameterSpace
 from popsed_jax.sps.config import ModelConfig
@@ -258,17 +258,9 @@ def build_spectrum_photometry(
     Raises:
         ValueError: unknown filters; a filter beyond the emulator's wavelengths at some redshift of the grid.
     """
-    curves, wave, redshift = (
-        [load_filter(name) for name in filters],
-        np.asarray(emulator.wave, float),
-        model.grid.redshift,
-    )
-    for curve in curves:
-        if curve.wave[0] / (1 + redshift[-1]) < wave[0] or curve.wave[-1] / (1 + redshift[0]) > wave[-1]:
-            raise ValueError(
-                f"filter {curve.name} ({curve.wave[0]:.0f}-{curve.wave[-1]:.0f} Angstrom) leaves the emulator's range "
-                f"({wave[0]:.0f}-{wave[-1]:.0f} Angstrom) within redshift {redshift[0]:.3f}-{redshift[-1]:.3f}"
-            )
+    curves = [load_filter(name) for name in filters]
+    wave, redshift = np.asarray(emulator.wave, float), model.grid.redshift
+    check_reach(curves, wave, redshift, "the emulator's")
     # Lagrange polynomials sum to one, whatever their nodes.
     pairs, igm = [(curve, curve.wave[[0, -1]]) for curve in curves], model.config.igm
     weights = np.stack([[band_weights(wave, *pair, z, igm).sum(axis=0) for pair in pairs] for z in redshift])

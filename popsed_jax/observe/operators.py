@@ -52,6 +52,24 @@ def integrate_spectrum(
     return np.asarray(fluxes) * LSUN_PER_HZ_AT_10PC
 
 
+def check_reach(filters: Sequence[Filter], wave: np.ndarray, redshift: np.ndarray, whose: str) -> None:
+    """Refuse a filter that leaves some wavelengths within some redshifts.
+
+    Args:
+        wave, redshift: increasing.
+        whose: the wavelengths, for the message.
+
+    Raises:
+        ValueError: the first such filter.
+    """
+    for curve in filters:
+        if curve.wave[0] / (1 + redshift[-1]) < wave[0] or curve.wave[-1] / (1 + redshift[0]) > wave[-1]:
+            raise ValueError(
+                f"filter {curve.name} ({curve.wave[0]:.0f}-{curve.wave[-1]:.0f} Angstrom) leaves {whose} range "
+                f"({wave[0]:.0f}-{wave[-1]:.0f} Angstrom) within redshift {redshift[0]:.3f}-{redshift[-1]:.3f}"
+            )
+
+
 def _chebyshev_nodes(first: float, last: float, num: int) -> np.ndarray:
     """Chebyshev nodes of the first kind in ln(wavelength)."""
     low, high = np.log(first), np.log(last)

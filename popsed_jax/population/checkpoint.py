@@ -34,7 +34,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
-        self._digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        self._digest = settings_digest(settings)
 
     def start(self, members: Member, reference: Float[Array, "member draw dim"]) -> None:
         """Keep what does not change."""
@@ -53,15 +53,9 @@ class Checkpoint:
         Raises:
             CheckpointError: nothing to resume, a damaged file, or other settings; says what to do.
         """
-        paths = [self.folder / f"{name}.safetensors" for name in ("members", "state")]
-        if not paths[0].is_file():
-            raise CheckpointError(f"nothing to resume: {paths[0]} does not exist. Start the run without --resume.")
-        for path in paths:
-            if path.is_file() and _read(load_metadata, path).get("settings") != self._digest:
-                raise CheckpointError(
-                    f"the checkpoint in {self.folder} belongs to other settings: resume with the config.toml of that "
-                    "run, or start anew without --resume"
-                )
+        checked_metadata(self.folder / "members.safetensors", self._digest)
+        if (self.folder / "state.safetensors").is_file():
+            checked_metadata(self.folder / "state.safetensors", self._digest)
 
     def load(
         self, like: tuple[Member, Array], begin: Callable[[Member], TrainState]
@@ -76,21 +70,43 @@ class Checkpoint:
             CheckpointError: as `check`.
         """
         self.check()
-        members, reference = _read(load_tree, self.folder / "members.safetensors", like)
+        members, reference = read_or_explain(load_tree, self.folder / "members.safetensors", like)
         state = begin(members)
         path = self.folder / "state.safetensors"
         if not path.is_file():
             return members, reference, state, []
-        num = int(_read(load_metadata, path)["epochs"])
+        num = int(checked_metadata(path, self._digest)["epochs"])
         empty = jnp.zeros((num, members.controlled.shape[0]))
-        state, stacked = _read(load_tree, path, (state, EpochInfo(*[empty] * len(EpochInfo._fields))))
+        state, stacked = read_or_explain(load_tree, path, (state, EpochInfo(*[empty] * len(EpochInfo._fields))))
         history = [jax.tree.map(lambda column, i=i: np.asarray(column[i]), stacked) for i in range(num)]
         return members, reference, state, history
 
 
-def _read(read: Callable[..., Content], *args: Any) -> Content:
+def settings_digest(settings: Mapping[str, Any]) -> str:
+    """What tells settings apart."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def checked_metadata(path: Path, digest: str) -> dict[str, str]:
+    """What a checkpoint's file says of itself.
+
+    Raises:
+        CheckpointError: nothing to resume, a damaged file, or one of other settings; says what to do.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"nothing to resume: {path} does not exist. Start without --resume.")
+    metadata = read_or_explain(load_metadata, path)
+    if metadata.get("settings") != digest:
+        raise CheckpointError(
+            f"the checkpoint in {path.parent} belongs to other settings, bands or data: resume with the config.toml of that "
+            "run, or start anew without --resume"
+        )
+    return metadata
+
+
+def read_or_explain(read: Callable[..., Content], *args: Any) -> Content:
     """What `read` finds in a file; damage becomes an error that says what to do."""
     try:
         return read(*args)
     except StorageError as error:
-        raise CheckpointError(f"{error}. Start the run anew without --resume.") from None
+        raise CheckpointError(f"{error}. Start anew without --resume.") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from functools import partial
@@ -18,9 +17,10 @@ from jaxtyping import Array, Float
 from popsed_jax._random import normal
 from popsed_jax.flows.spline import FlowConfig, SplineFlow, init_flow
 from popsed_jax.parameters import Parameter, ParameterSpace
-from popsed_jax.population.storage import StorageError, load_tree, save_tree, write_atomically
+from popsed_jax.population.storage import WEIGHTS, load_described, load_tree, save_described
 
 FORMAT_VERSION = 1
+DESCRIPTION = "population.json"
 
 
 class Meaning(dict[str, Any]):
@@ -70,10 +70,9 @@ class Population:
         key_member, key_flow = jax.random.split(key)
         member = jax.random.choice(key_member, self.num_members, (num,), p=self.weights)
         x = normal(key_flow, (num, len(self.space)))
-        u = jnp.zeros_like(x)
-        for i in range(self.num_members):  # every member transforms all draws: the shapes stay fixed under jit
-            u = jnp.where((member == i)[:, None], self.member(i).forward(x)[0], u)
-        return self.space.to_theta(u), member
+        # Every member transforms all draws: the shapes stay fixed under jit.
+        each = jax.vmap(lambda flow: flow.forward(x)[0])(self.flows)
+        return self.space.to_theta(each[member, jnp.arange(num)]), member
 
     @jax.jit
     def log_prob(self, theta: Float[Array, "num dim"] | Mapping[str, Array]) -> Float[Array, " num"]:
@@ -99,18 +98,13 @@ class Population:
 
     def save(self, folder: Path | str) -> None:
         """Write `weights.safetensors` and `population.json` into a folder."""
-        folder = Path(folder)
-        save_tree(folder / "weights.safetensors", (self.flows, self.weights))
-        description = {
-            "format": "popsed_jax population",
-            "format_version": FORMAT_VERSION,
-            "weights_sha256": hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest(),
+        fields = {
             "num_members": self.num_members,
             "flow": dataclasses.asdict(self.flows.config),
             "parameters": [dataclasses.asdict(p) for p in self.space.parameters],
             **self.meta,
         }
-        write_atomically(folder / "population.json", (json.dumps(description, indent=2) + "\n").encode())
+        save_described(Path(folder), (self.flows, self.weights), DESCRIPTION, "population", FORMAT_VERSION, fields)
 
 
 def load_population(folder: Path | str) -> Population:
@@ -119,32 +113,13 @@ def load_population(folder: Path | str) -> Population:
     Raises:
         StorageError: a missing, damaged, changed or newer file; the message says which and what to do.
     """
-    folder = Path(folder)
-    path = folder / "population.json"
-    try:
-        description = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise StorageError(f"{path} does not exist: give the folder 'population' of a finished run") from None
-    except json.JSONDecodeError as error:
-        raise StorageError(f"{path} is damaged: {error}") from None
-    version = description.pop("format_version", None)
-    if description.pop("format", None) != "popsed_jax population" or version is None:
-        raise StorageError(f"{path} does not describe a popsed_jax population")
-    if version > FORMAT_VERSION:
-        raise StorageError(
-            f"{path} has format version {version}, newer than this package reads ({FORMAT_VERSION}): update it"
-        )
-    weights = folder / "weights.safetensors"
-    if not weights.is_file():
-        raise StorageError(f"{weights} does not exist")
-    if hashlib.sha256(weights.read_bytes()).hexdigest() != description.pop("weights_sha256"):
-        raise StorageError(
-            f"{weights} is not the file that {path.name} describes (checksum): it was changed or truncated"
-        )
+    path = Path(folder) / DESCRIPTION
+    hint = "give the folder 'population' of a finished run"
+    description = load_described(path, "population", FORMAT_VERSION, hint)
     space = ParameterSpace(tuple(Parameter(**p) for p in description.pop("parameters")))
     config = FlowConfig(**description.pop("flow"))
     num = description.pop("num_members")
     keys = jax.random.split(jax.random.key(0), num)
     like = jax.jit(jax.vmap(lambda key: init_flow(key, len(space), config)))(keys)
-    flows, member_weights = load_tree(weights, (like, jnp.zeros(num)))
+    flows, member_weights = load_tree(path.parent / WEIGHTS, (like, jnp.zeros(num)))
     return Population(flows, member_weights, space=space, meta=description)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 Tree = TypeVar("Tree")
+WEIGHTS = "weights.safetensors"
 
 
 class StorageError(ValueError):
@@ -64,6 +67,62 @@ def load_tree(path: Path, like: Tree) -> Tree:
         if stored[name].shape != tuple(jnp.shape(leaf)):
             raise StorageError(f"{path}: {name} has shape {stored[name].shape}, expected {tuple(jnp.shape(leaf))}")
     return jax.tree_util.tree_unflatten(structure, [jnp.asarray(stored[name]) for name in names])
+
+
+def save_described(folder: Path, tree: object, name: str, what: str, version: int, fields: Mapping[str, Any]) -> None:
+    """Write `weights.safetensors` and a JSON file that describes it: format, version, checksum, and what else is given.
+
+    Args:
+        name: of the JSON file.
+        what: the format, for instance "population".
+    """
+    weights = folder / WEIGHTS
+    save_tree(weights, tree)
+    head = {"format": f"popsed_jax {what}", "format_version": version, "weights_sha256": _checksum(weights)}
+    write_atomically(folder / name, (json.dumps(head | dict(fields), indent=2) + "\n").encode())
+
+
+def load_described(path: Path, what: str, version: int, hint: str) -> dict[str, Any]:
+    """The fields that `save_described` wrote, without its own.
+
+    Args:
+        path: of the JSON file.
+        hint: what to do when it does not exist.
+
+    Raises:
+        StorageError: a file missing, damaged, of something else, changed or newer; the message says which and what to do.
+    """
+    description = read_description(path, what, version, hint)
+    weights = path.parent / WEIGHTS
+    if not weights.is_file():
+        raise StorageError(f"{weights} does not exist")
+    if _checksum(weights) != description.get("weights_sha256"):
+        raise StorageError(
+            f"{weights} is not the file that {path.name} describes (checksum): it was changed or truncated"
+        )
+    own = ("format", "format_version", "weights_sha256")
+    return {key: value for key, value in description.items() if key not in own}
+
+
+def read_description(path: Path, what: str, version: int, hint: str) -> dict[str, Any]:
+    """The whole JSON file that `save_described` wrote. Raises StorageError as `load_described`; the weights are not looked at."""
+    try:
+        description = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise StorageError(f"{path} does not exist: {hint}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise StorageError(f"{path} is damaged: {error}") from None
+    described = isinstance(description, dict) and description.get("format") == f"popsed_jax {what}"
+    found = description.get("format_version") if described else None
+    if not isinstance(found, int):
+        raise StorageError(f"{path} does not describe a popsed_jax {what}")
+    if found > version:
+        raise StorageError(f"{path} has format version {found}, newer than this package reads ({version}): update it")
+    return description
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -64,12 +64,12 @@ class Feature:
 
     def scaled(self, value: Array) -> Array:
         """In [-1, 1] within the range."""
-        low, high = float(self.warp_number(self.low)), float(self.warp_number(self.high))
+        low, high = self.warp_number(self.low), self.warp_number(self.high)
         return (self.warp(value) - 0.5 * (low + high)) / (0.5 * (high - low))
 
     def unscaled(self, x: Array) -> Array:
         """Inverse of `scaled`."""
-        low, high = float(self.warp_number(self.low)), float(self.warp_number(self.high))
+        low, high = self.warp_number(self.low), self.warp_number(self.high)
         warped = 0.5 * (low + high) + 0.5 * (high - low) * x
         # Rounding must not carry a value over its bound.
         return jnp.clip(jnp.exp(warped) - self.offset if self.log else warped, self.low, self.high)
