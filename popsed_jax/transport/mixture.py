@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from popsed_jax.transport._clouds import as_clouds, check_blur, check_power
+from popsed_jax.transport.energy import sinkhorn_energy
 from popsed_jax.transport.sinkhorn import sinkhorn_divergence
 from popsed_jax.transport.sliced import sliced_wasserstein
 
@@ -22,7 +23,8 @@ class TransportConfig:
         power: ground cost |x - y|^power / power, 1 or 2, for both distances.
         num_projections: directions of the sliced distance.
         orthogonal: draw directions in orthonormal sets.
-        debias: subtract the sampling term from the sliced distance, so that its minimum is not too narrow a model.
+        debias: estimate both distances such that their expected minimum is not too narrow a model: the sliced one less its
+            sampling term, the Sinkhorn divergence as `sinkhorn_energy`.
         num_scales: annealing steps of the Sinkhorn divergence.
         num_final: its steps at the target epsilon.
         num_sweeps: its sweeps in each step.
@@ -117,7 +119,7 @@ def transport_cost(
         )
 
     def sinkhorn() -> Float[Array, ""]:
-        return sinkhorn_divergence(
+        return (sinkhorn_energy if config.debias else sinkhorn_divergence)(
             x,
             y,
             blur,

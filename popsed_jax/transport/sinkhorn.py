@@ -112,6 +112,40 @@ def sinkhorn_divergence(
     return jnp.where(info.converged, value, jnp.nan) if method == "ott" else value
 
 
+def entropic_cost(
+    x: Float[Array, "sample_x dim"],
+    y: Float[Array, "sample_y dim"],
+    blur: Float[Array, ""] | float,
+    *,
+    weights_x: Float[Array, " sample_x"] | None = None,
+    weights_y: Float[Array, " sample_y"] | None = None,
+    power: int = 2,
+    num_scales: int = 8,
+    num_final: int = 2,
+    num_sweeps: int = 8,
+) -> Float[Array, ""]:
+    """OT(x, y) of the module's docstring, with no self terms taken off: a part of distances, none itself.
+
+    Args:
+        (all): as in `sinkhorn_divergence`, by its "annealed" method.
+
+    Returns:
+        OT(x, y) [unit^power]; differentiable as the divergence.
+
+    Raises:
+        ValueError: as `sinkhorn_divergence`.
+    """
+    x, y = as_clouds(x, y)
+    check_power(power)
+    check_blur(blur)
+    a, b = normalise_weights(weights_x, x, "weights_x"), normalise_weights(weights_y, y, "weights_y")
+    epsilons = _epsilon_schedule(x, y, lax.stop_gradient(jnp.asarray(blur, x.dtype)), power, num_scales, num_final)
+    f, g = _member_by_member(partial(_solve_pair, power=power, num_sweeps=num_sweeps))(x, y, a, b, epsilons)
+    from_x = _soft_transform(power, x, y, _log_mass(g, b, epsilons[-1]), epsilons[-1])
+    from_y = _soft_transform(power, y, x, _log_mass(f, a, epsilons[-1]), epsilons[-1])
+    return jnp.dot(a, from_x, precision=_HIGHEST) + jnp.dot(b, from_y, precision=_HIGHEST)
+
+
 def sinkhorn_divergence_info(
     x: Float[Array, "sample_x dim"],
     y: Float[Array, "sample_y dim"],
