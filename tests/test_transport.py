@@ -115,7 +115,7 @@ def test_moving_both_clouds_changes_nothing(distance, key, clouds):
 
 @each_distance
 def test_a_shift_costs_its_length(distance, key, clouds):
-    """|s|^p / p; for the sliced distance in the mean over directions; debiasing is exact for p = 2."""
+    """|s|^p / p; for the sliced distance in the mean over directions."""
     x, _ = clouds
     shift = np.array([0.9, -0.4, 0.2], np.float32)
     along = shift[None]
@@ -387,47 +387,6 @@ def test_sliced_is_exact_in_one_dimension():
     np.testing.assert_allclose(value, 0.5 * (1.0 + 1.5**2), rtol=1e-4)
 
 
-def test_debiased_sliced_cost_has_its_minimum_at_the_true_width():
-    """Means over 4,000 pairs of 64 normal draws, the model's width s: biased they fall towards a narrower model."""
-    num = 64
-    y = jax.random.normal(jax.random.key(1), (4000, num, 1))
-    x = jax.random.normal(jax.random.key(2), (4000, num, 1))
-
-    @partial(jax.jit, static_argnames="debias")
-    def slope(debias: bool) -> jax.Array:
-        def mean_cost(width: jax.Array) -> jax.Array:
-            one = partial(sliced_wasserstein, jax.random.key(0), num_projections=1, debias=debias)
-            return jnp.mean(jax.vmap(one)(width * x, y))
-
-        return jax.grad(mean_cost)(jnp.ones(()))
-
-    def best_width(debias: bool) -> float:
-        # For normals the cost is (s - 1)^2 / 2 plus the bias, so the minimum lies one slope away.
-        return 1.0 - float(slope(debias))
-
-    assert best_width(False) < 0.98
-    assert best_width(True) == pytest.approx(1.0, abs=0.005)  # standard error 0.0014
-
-
-@pytest.mark.parametrize(("weighted", "power"), [(False, 1), (False, 2), (True, 2)])
-def test_debiased_sliced_cost_of_one_population_is_zero_on_average(weighted, power):
-    keys = jax.random.split(jax.random.key(4), 600)
-
-    @jax.jit
-    @partial(jax.vmap, in_axes=(0, None))
-    def cost(key: jax.Array, debias: bool) -> jax.Array:
-        parts = jax.random.split(key, 5)
-        x, y = jax.random.normal(parts[0], (2, 50, 2))
-        a, b = (jax.random.uniform(parts[1], (2, 50), minval=0.5)) if weighted else (None, None)
-        cheap = partial(sliced_wasserstein, parts[2], x, y, num_projections=4, weights_x=a, weights_y=b, power=power)
-        return jnp.where(debias, cheap(debias=True), cheap())
-
-    biased, debiased = (np.asarray(cost(keys, debias)) for debias in (False, True))
-    error = debiased.std() / np.sqrt(len(keys))
-    assert abs(debiased.mean()) < max(4.0 * error, 0.1 * biased.mean())
-    assert biased.mean() > 20.0 * error
-
-
 def test_shift_is_measured_without_noise_by_orthonormal_sets(clouds):
     x, _ = clouds
     shift = jnp.array([1.0, 2.0, -0.5])
@@ -507,7 +466,7 @@ def test_one_compiled_epoch_serves_every_phase(clouds):
     for mix in (TransportMix(one, one), TransportMix(zero, one)):
         moved, (cost, terms) = epoch(jax.random.key(1), members, np.array([0.8, 0.6, 0.4], np.float32), mix)
         assert jnp.all(jnp.isfinite(moved))
-        assert jnp.all(terms.sinkhorn > 0)
+        assert jnp.all(terms.sinkhorn != 0)
     assert jnp.all(terms.sliced == 0)
     assert len(traces) == 1
 

@@ -4,7 +4,7 @@ Pure functions of (sample, dim) clouds with optional weights. They know nothing 
 first. `transport_cost` is the interface the training uses; the distances can be called alone.
 """
 
-from popsed_jax.transport.energy import sinkhorn_energy
+from popsed_jax.transport.energy import sinkhorn_energy, sliced_energy
 from popsed_jax.transport.mixture import TransportConfig, TransportMix, TransportTerms, transport_cost
 from popsed_jax.transport.sinkhorn import SinkhornInfo, entropic_cost, sinkhorn_divergence, sinkhorn_divergence_info
 from popsed_jax.transport.sliced import projected_wasserstein, sample_directions, sliced_wasserstein
@@ -20,6 +20,7 @@ __all__ = [
     "sinkhorn_divergence",
     "sinkhorn_divergence_info",
     "sinkhorn_energy",
+    "sliced_energy",
     "sliced_wasserstein",
     "transport_cost",
 ]

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from popsed_jax.transport._clouds import as_clouds, check_blur, check_power
-from popsed_jax.transport.energy import sinkhorn_energy
+from popsed_jax.transport.energy import sinkhorn_energy, sliced_energy
 from popsed_jax.transport.sinkhorn import sinkhorn_divergence
 from popsed_jax.transport.sliced import sliced_wasserstein
 
@@ -23,8 +23,7 @@ class TransportConfig:
         power: ground cost |x - y|^power / power, 1 or 2, for both distances.
         num_projections: directions of the sliced distance.
         orthogonal: draw directions in orthonormal sets.
-        debias: estimate both distances such that their expected minimum is not too narrow a model: the sliced one less its
-            sampling term, the Sinkhorn divergence as `sinkhorn_energy`.
+        debias: compare halves (`sliced_energy`, `sinkhorn_energy`), so that the expected minimum is not too narrow a model.
         num_scales: annealing steps of the Sinkhorn divergence.
         num_final: its steps at the target epsilon.
         num_sweeps: its sweeps in each step.
@@ -106,7 +105,7 @@ def transport_cost(
     _check_mix(mix)
 
     def sliced() -> Float[Array, ""]:
-        return sliced_wasserstein(
+        return (sliced_energy if config.debias else sliced_wasserstein)(
             key,
             x,
             y,
@@ -115,7 +114,6 @@ def transport_cost(
             weights_y=weights_y,
             power=config.power,
             orthogonal=config.orthogonal,
-            debias=config.debias,
         )
 
     def sinkhorn() -> Float[Array, ""]:

@@ -138,6 +138,7 @@ def entropic_cost(
     x, y = as_clouds(x, y)
     check_power(power)
     check_blur(blur)
+    _check_counts(num_scales, num_final, num_sweeps)
     a, b = normalise_weights(weights_x, x, "weights_x"), normalise_weights(weights_y, y, "weights_y")
     epsilons = _epsilon_schedule(x, y, lax.stop_gradient(jnp.asarray(blur, x.dtype)), power, num_scales, num_final)
     f, g = _member_by_member(partial(_solve_pair, power=power, num_sweeps=num_sweeps))(x, y, a, b, epsilons)
@@ -177,8 +178,7 @@ def sinkhorn_divergence_info(
     x, y = as_clouds(x, y)
     check_power(power)
     check_blur(blur)
-    if min(num_scales, num_final, num_sweeps) < 1:
-        raise ValueError(f"num_scales, num_final and num_sweeps must be >= 1: {num_scales}, {num_final}, {num_sweeps}")
+    _check_counts(num_scales, num_final, num_sweeps)
     a, b = normalise_weights(weights_x, x, "weights_x"), normalise_weights(weights_y, y, "weights_y")
     blur = lax.stop_gradient(jnp.asarray(blur, x.dtype))
     if method == "ott":
@@ -205,6 +205,11 @@ def sinkhorn_divergence_info(
     column = _soft_transform(power, *lax.stop_gradient((y, x, _log_mass(f, a, epsilon), epsilon)))
     error = jnp.sum(lax.stop_gradient(b) * jnp.abs(jnp.expm1((g_xy - column) / epsilon)))
     return value, SinkhornInfo(error, error <= tolerance, jnp.asarray(epsilons.size))
+
+
+def _check_counts(num_scales: int, num_final: int, num_sweeps: int) -> None:
+    if min(num_scales, num_final, num_sweeps) < 1:
+        raise ValueError(f"num_scales, num_final and num_sweeps must be >= 1: {num_scales}, {num_final}, {num_sweeps}")
 
 
 def _member_by_member(solve: Callable) -> Callable:
