@@ -1,6 +1,7 @@
 """Bars 1 and 2: the first command on the embedded galaxies, as a user runs it: time, memory, photometry and redshifts.
 
-python benchmarks/embedded.py --out benchmarks/results/embedded.json
+python benchmarks/embedded.py
+python benchmarks/embedded.py --nebular    # the same galaxies with and without the light of ionised gas
 """
 
 from __future__ import annotations
@@ -39,17 +40,37 @@ def run(folder: Path, *options: str) -> dict[str, float]:
     }
 
 
+GAS = {
+    "no gas": 'ssp = "stellar"',
+    "in the templates (default)": 'ssp = "nebular"',
+    "Cloudy grid, log U free": 'ssp = "stellar"\nnebular = true',
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/embedded.json"))
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="seeds of the default run")
+    parser.add_argument("--nebular", action="store_true", help="compare the models of ionised gas instead")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        results = {"--quick": run(Path(folder) / "quick", "--quick")}
-        for seed in args.seeds:
-            results[f"default, seed {seed}"] = run(Path(folder) / f"full{seed}", "--seed", str(seed))
-    columns = ["", *next(iter(results.values()))]
-    finish("Embedded SDSS galaxies", columns, [[name, *row.values()] for name, row in results.items()], args.out, {})
+    results = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if args.nebular:
+            for i, (gas, model) in enumerate(GAS.items()):
+                settings = folder / f"gas{i}.toml"
+                settings.write_text(f"[model]\n{model}\n")
+                results[gas] = run(folder / f"run{i}", "--config", str(settings))
+        else:
+            results["--quick"] = run(folder / "quick", "--quick")
+            for seed in args.seeds:
+                results[f"default, seed {seed}"] = run(folder / f"full{seed}", "--seed", str(seed))
+    title, file = (
+        ("Light of ionised gas", "nebular.json") if args.nebular else ("Embedded SDSS galaxies", "embedded.json")
+    )
+    columns = [title, *next(iter(results.values()))]
+    rows = [[name, *row.values()] for name, row in results.items()]
+    finish(title, columns, rows, args.out or Path("benchmarks/results") / file, {})
 
 
 if __name__ == "__main__":
