@@ -79,6 +79,23 @@ def test_the_flat_control_has_no_reference_and_no_weight(ready) -> None:
     assert not same(*(jax.tree.map(lambda leaf: leaf[0], state) for state in states))
 
 
+def test_the_running_mean_forgets_its_start_and_is_what_is_validated_and_kept(ready) -> None:
+    config, problem, _, members, _, settings, schedule = ready
+    first = schedule._replace(**{name: column[:1] for name, column in schedule._asdict().items()})
+    start = init_state(members, settings)
+    moved = start._replace(average=jax.tree.map(lambda leaf: leaf + 0.3, start.average))
+    (one, info), (other, info_other) = (
+        train(jax.random.key(2), problem, members, first, settings, state=jax.tree.map(jnp.copy, state))
+        for state in (start, moved)
+    )
+    assert same(one.trained, other.trained)
+    left = 0.3 * (1.0 - 1.0 / config.fit.average_steps) ** config.fit.steps_per_epoch
+    for leaf, leaf_other in zip(jax.tree.leaves(one.average), jax.tree.leaves(other.average), strict=True):
+        np.testing.assert_allclose(leaf_other - leaf, left, rtol=1e-3)
+    assert same(one.best, one.average)
+    assert not np.array_equal(info[0].ratio, info_other[0].ratio)
+
+
 @pytest.mark.slow  # the gradient of one member compiles for half a minute
 def test_kl_is_zero_at_the_reference_and_positive_away_from_it(ready) -> None:
     _, problem, _, members, _, settings, schedule = ready

@@ -1,6 +1,6 @@
 """Neural spline flow: a density with exact log_prob and one-pass sampling. (Durkan+19, arXiv:1906.04032)
 
-The splines are distrax's, the conditioners flax's. The speed comes from how they are put together: half-split coupling,
+The splines are a distrax bijector (`rational_quadratic.py`), the conditioners flax's. Half-split coupling,
 so that no spline is computed for a dimension that only conditions, and layers stacked for one `lax.scan`.
 
     x ~ N(0, 1)  ->  coupling layers  ->  affine  ->  u
@@ -15,7 +15,6 @@ import dataclasses
 from functools import partial
 from typing import Any, cast
 
-import distrax
 import flax.linen as nn
 import flax.struct
 import jax
@@ -26,6 +25,7 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
 from popsed_jax._random import normal
+from popsed_jax.flows.rational_quadratic import RationalQuadratic, num_parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _num_moved(dim: int) -> int:
 
 
 def _conditioner(dim: int, config: FlowConfig) -> Conditioner:
-    return Conditioner(config, _num_moved(dim) * (3 * config.num_bins + 1))
+    return Conditioner(config, _num_moved(dim) * num_parameters(config.num_bins))
 
 
 def _permutations(dim: int, num_layers: int) -> np.ndarray:
@@ -194,17 +194,18 @@ def _scan_layers(flow: SplineFlow, x: Array, *, inverse: bool) -> tuple[Array, A
     """Run all coupling layers; the order of dimensions is restored after each."""
     conditioner = _conditioner(flow.dim, flow.config)
     kept = flow.dim - _num_moved(flow.dim)
-    bound = flow.config.tail_bound
+    bound, num_bins = flow.config.tail_bound, flow.config.num_bins
 
     def step(carry: tuple[Array, Array], layer: tuple[Any, Array, Array]) -> tuple[tuple[Array, Array], None]:
         x, log_det = carry
         weights, order, restore = layer
         x = x[:, order]
-        raw = cast(Array, conditioner.apply(weights, x[:, :kept])).reshape(len(x), -1, 3 * flow.config.num_bins + 1)
-        spline = distrax.RationalQuadraticSpline(raw, -bound, bound, boundary_slopes="identity")
-        moved, change = (spline.inverse_and_log_det if inverse else spline.forward_and_log_det)(x[:, kept:])
-        x = jnp.concatenate([x[:, :kept], moved], axis=1)[:, restore]
-        return (x, log_det + change.sum(axis=1)), None
+        # Splines work on (parameter, dim, num): long contiguous rows of the same parameter.
+        raw = cast(Array, conditioner.apply(weights, x[:, :kept])).T.reshape(num_parameters(num_bins), -1, len(x))
+        spline = RationalQuadratic(raw, bound)
+        moved, change = (spline.inverse_and_log_det if inverse else spline.forward_and_log_det)(x[:, kept:].T)
+        x = jnp.concatenate([x[:, :kept], moved.T], axis=1)[:, restore]
+        return (x, log_det + change.sum(axis=0)), None
 
     order = _permutations(flow.dim, flow.config.num_layers)
     layers = (flow.layers, jnp.asarray(order), jnp.asarray(np.argsort(order, axis=1)))

@@ -32,6 +32,7 @@ class FitConfig:
         batch_size: model draws, and galaxies, a step.
         num_kl: draws of those in the estimate of KL(q || q0).
         learning_rate: peak of the one-cycle schedule.
+        average_steps: memory of the running mean over steps that is validated and kept; 1: the last step alone.
         seed: of everything random.
         space: where photometry is compared (see `build_space`).
         held_out: fraction of the galaxies that only the validation sees, at most `max_validation` of them.
@@ -54,6 +55,7 @@ class FitConfig:
     batch_size: int = 1024
     num_kl: int = 128
     learning_rate: float = 1e-3
+    average_steps: int = 16
     seed: int = 0
     space: SpaceName = "balanced"
     held_out: float = 0.2
@@ -75,6 +77,7 @@ class FitConfig:
             "num_members",
             "num_epochs",
             "steps_per_epoch",
+            "average_steps",
             "reference_draws",
             "reference_steps",
             "reference_batch",
