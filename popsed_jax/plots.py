@@ -379,6 +379,8 @@ def _draw_history(ax: Axes, tables: RunTables, name: str) -> None:
         ax.yaxis.set_major_locator(LogLocator(subs=between))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.yaxis.set_minor_formatter(NullFormatter())
+    elif name == "transport" and len(shown):
+        ax.set_yscale("symlog", linthresh=0.1)  # costs between populations scatter about zero once these agree
 
 
 def _mark_sinkhorn(ax: Axes, tables: RunTables) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import re
 import shutil
@@ -433,6 +434,14 @@ def test_history_keeps_controls_out_of_what_does_not_concern_them(tables):
     assert len(kl.lines) == len(weight.lines) == NUM_MEMBERS
     assert len(ratio.lines) == NUM_MEMBERS + 2  # the control, and the noise floor
     assert ratio.get_yscale() == "log"
+
+
+def test_costs_below_zero_are_drawn(tables):
+    table = tables.history.copy()
+    table["transport"][-1] = -0.02
+    transport = plot_history(dataclasses.replace(tables, history=table)).axes[0]
+    assert transport.get_yscale() == "symlog"
+    assert transport.get_ylim()[0] < -0.02
 
 
 def test_color_planes_are_limited(tables):
