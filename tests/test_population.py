@@ -28,11 +28,13 @@ def population() -> Population:
 
 
 def test_the_density_integrates_to_one(population) -> None:
-    # The density in u falls like a normal, so the midpoint rule on 300 x 300 cells of theta is good to 1e-3.
-    z, mass = (p.low + (p.high - p.low) * (jnp.arange(300) + 0.5) / 300 for p in SPACE.parameters)
-    grid = jnp.stack(jnp.meshgrid(z, mass, indexing="ij"), axis=-1).reshape(-1, 2)
-    cell = (0.8 / 300) * (6.0 / 300)
-    assert float(jnp.sum(jnp.exp(population.log_prob(grid))) * cell) == pytest.approx(1.0, abs=5e-3)
+    # The density may rise without limit at a bound, so the cells are those of an even grid in u.
+    edges = jnp.linspace(-7.0, 7.0, 301)
+    theta, bounds = (SPACE.to_theta(jnp.stack([u, u], axis=-1)) for u in (0.5 * (edges[1:] + edges[:-1]), edges))
+    cells = jnp.diff(bounds, axis=0)
+    grid = jnp.stack(jnp.meshgrid(theta[:, 0], theta[:, 1], indexing="ij"), axis=-1)
+    integral = jnp.einsum("ij,i,j->", jnp.exp(population.log_prob(grid)), cells[:, 0], cells[:, 1])
+    assert float(integral) == pytest.approx(1.0, abs=2e-3)
 
 
 def test_samples_follow_the_density(population) -> None:
@@ -56,6 +58,9 @@ def test_outside_the_bounds_the_density_is_zero_and_gradients_stay_finite(popula
     assert population.log_prob(outside).tolist() == [-jnp.inf, -jnp.inf]
     one = jnp.array([0.3, 10.0])
     assert population.log_prob(one).shape == ()
+    assert population.log_prob(jnp.tile(one, (4, 3, 1))).shape == (4, 3)
+    with pytest.raises(ValueError, match=r"last axis of \(2, 3\) must be the 2 parameters"):
+        population.log_prob(jnp.zeros((2, 3)))
     slope = jax.grad(lambda t: population.log_prob(t).sum())(jnp.concatenate([one[None], outside[:1]]))
     assert bool(jnp.all(jnp.isfinite(slope)))
 

@@ -75,14 +75,21 @@ class Population:
         return self.space.to_theta(each[member, jnp.arange(num)]), member
 
     @jax.jit
-    def log_prob(self, theta: Float[Array, "num dim"] | Mapping[str, Array]) -> Float[Array, " num"]:
+    def log_prob(self, theta: Float[Array, "*batch dim"] | Mapping[str, Array]) -> Float[Array, "*batch"]:
         """Exact log density of theta, -inf outside the bounds.
 
         Args:
-            theta: galaxies as an array in the order of `names`, or as named arrays; one galaxy or many.
+            theta: galaxies as an array whose last axis is in the order of `names`, or as named arrays.
+
+        Raises:
+            ValueError: the last axis is not one entry a parameter.
         """
         theta = self.space.pack(theta) if isinstance(theta, Mapping) else jnp.asarray(theta)
-        many = jnp.atleast_2d(theta)
+        if theta.shape[-1:] != (len(self.space),):
+            raise ValueError(
+                f"theta: the last axis of {theta.shape} must be the {len(self.space)} parameters {self.names}"
+            )
+        many = theta.reshape(-1, len(self.space))
         inside = self.space.inside(many)
         low = jnp.array([p.low for p in self.space.parameters])
         high = jnp.array([p.high for p in self.space.parameters])
