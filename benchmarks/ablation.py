@@ -28,7 +28,7 @@ def variants(base: pj.RunConfig) -> dict[str, pj.RunConfig]:
         "sliced only": anneal(sinkhorn_start=1.0),
         "Sinkhorn only": anneal(sinkhorn_start=0.0, sliced=0.0),
         "no noise anti-annealing": anneal(noise_factor=0.0),
-        "sliced distance not debiased": dataclasses.replace(
+        "batches as samples (not halves)": dataclasses.replace(
             base, transport=dataclasses.replace(base.transport, debias=False)
         ),
         "no blur annealing": anneal(blur_start=end),
