@@ -147,7 +147,7 @@ def test_training_compares_populations_unless_told_otherwise():
     for debias, which in ((True, 0), (False, 1)):
         config = TransportConfig(num_projections=2 * DIM, debias=debias, **SOLVER)
         cost = jax.jit(partial(transport_cost, blur=BLUR, mix=TransportMix(2.0, 1.0), config=config))
-        sliced, sinkhorn = (KINDS[kind][which](x, y) for kind in ("sliced", "sinkhorn"))
+        sliced, sinkhorn = (jax.jit(KINDS[kind][which])(x, y) for kind in ("sliced", "sinkhorn"))
         value, terms = cost(KEY, x, y)
         np.testing.assert_allclose(terms, (sliced, sinkhorn), rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(value, 2.0 * sliced + sinkhorn, rtol=1e-4, atol=1e-6)
