@@ -33,7 +33,7 @@ def variants(base: pj.RunConfig) -> dict[str, pj.RunConfig]:
         ),
         "no blur annealing": anneal(blur_start=end),
         "one flow": with_fit(base, num_members=1),
-        "no band offsets": with_fit(base, offset_sigma=0.0),
+        "no band offsets": dataclasses.replace(base, calibration=pj.CalibrationConfig(offset_sigma=0.0)),
         "space: magnitude (PopSED's)": with_fit(base, space="magnitude"),
         "space: color": with_fit(base, space="color"),
         "space: photometry (bands and colors)": with_fit(base, space="photometry"),

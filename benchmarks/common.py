@@ -19,6 +19,7 @@ from rich.table import Table
 
 import popsed_jax as pj
 from popsed_jax.observe.forward import ForwardModel
+from popsed_jax.population.summaries import named_galaxies
 
 
 def machine() -> dict[str, Any]:
@@ -65,19 +66,12 @@ def mock_catalog(
 ) -> tuple[pj.Catalog, dict[str, np.ndarray], ForwardModel]:
     """A mock with the embedded galaxies' noise and selection: catalogue, truth by name, and the forward model."""
     forward = pj.build_survey(pj.read_catalog(config.catalog), config)
-    keys = jax.random.split(jax.random.key(10_000 + seed), 2)
-    theta = pj.sample_truth(keys[0], forward, mock, config.reference, num)
-    flux, error = forward.observe(keys[1], theta)
-    truth = {name: np.asarray(theta[:, i]) for i, name in enumerate(forward.space.names)}
-    truth |= {name: np.asarray(values) for name, values in forward.derived(theta).items()}
     bands = config.catalog.resolved().bands
+    names = tuple(b.name for b in bands)
+    survey = pj.simulate_mock(jax.random.key(10_000 + seed), forward, mock, config.reference, num, names)
+    truth = named_galaxies(forward, survey.theta)
     catalog = pj.build_catalog(
-        f"mock{seed}",
-        [b.name for b in bands],
-        [b.filter for b in bands],
-        np.asarray(flux),
-        np.asarray(error),
-        truth["redshift"],
+        f"mock{seed}", names, [b.filter for b in bands], survey.flux, survey.error, truth["redshift"]
     )
     return catalog, truth, forward
 

@@ -20,7 +20,7 @@ import numpy as np
 from common import finish
 
 import popsed_jax as pj
-from popsed_jax.population.fit import build_problem
+from popsed_jax.surveys import prepare_problem
 from popsed_jax.transport import sinkhorn_divergence, sinkhorn_energy, sliced_energy, sliced_wasserstein
 
 STEP = 0.05
@@ -34,9 +34,8 @@ def main() -> None:
     args = parser.parse_args()
     config = pj.default_config()
     catalog = pj.read_catalog(config.catalog)
-    forward = pj.build_survey(catalog, config)
-    problem, _ = build_problem(jax.random.key(0), catalog.flux, catalog.flux_error, forward, config.fit)
-    features = problem.space.features(problem.train)
+    survey = prepare_problem(jax.random.key(0), [catalog], config).problem.surveys[0]
+    features = survey.space.features(survey.train)
     center = jnp.mean(features, axis=0)
 
     def slopes(distance: Callable, scale: float) -> np.ndarray:

@@ -14,17 +14,21 @@ faster. Switch `jax_enable_x64` on yourself to run in double precision.
 
 from popsed_jax.catalog import BandConfig, Catalog, CatalogConfig, build_catalog, embedded_catalog_config, read_catalog
 from popsed_jax.config import RunConfig, default_config, load_config, quick_config
-from popsed_jax.population.mock import MockConfig, sample_truth
+from popsed_jax.observe.calibration import CalibrationConfig
+from popsed_jax.population.mock import MockConfig, simulate_mock
 from popsed_jax.population.model import Population, load_population
 from popsed_jax.report import build_report
-from popsed_jax.run import FitResult, build_survey, fit
+from popsed_jax.run import FitResult, fit
+from popsed_jax.sampling import sample_run
 from popsed_jax.sps.config import ModelConfig
 from popsed_jax.sps.galaxy import build_galaxy_model
+from popsed_jax.surveys import build_survey
 from popsed_jax.tables import read_table, write_table
 
 __version__ = "0.1.0"
 __all__ = [
     "BandConfig",
+    "CalibrationConfig",
     "Catalog",
     "CatalogConfig",
     "FitResult",
@@ -44,6 +48,7 @@ __all__ = [
     "quick_config",
     "read_catalog",
     "read_table",
-    "sample_truth",
+    "sample_run",
+    "simulate_mock",
     "write_table",
 ]

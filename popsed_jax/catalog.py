@@ -66,17 +66,19 @@ class Catalog:
         name: what the catalogue is called.
         bands: names of the bands.
         filters: library name, or path, of each band's filter.
-        flux: AB flux outside the Galaxy [maggies]; may be negative.
-        flux_error: its one-sigma error [maggies], positive.
+        flux: AB flux outside the Galaxy [maggies]; may be negative; NaN where the galaxy lacks the band.
+        flux_error: its one-sigma error [maggies], positive; NaN likewise.
         row: number of each galaxy in the file it came from.
         redshift: spectroscopic redshift, NaN where unknown; `None` without such a column. For reports only: a fit must
             never see it.
         num_rows_read: rows of the file.
         num_rows_dropped: rows of the file that were left out.
         drops: why they were left out.
+        upper_limits: for each band, the significance below which fluxes are upper limits at so many sigma; 0: none are. Where
+            a band has them, fluxes below are set to the limit, so that all are quoted alike.
 
     Raises:
-        CatalogError: shapes that disagree, fluxes that are not finite, or errors that are not positive.
+        CatalogError: shapes that disagree, infinite fluxes, errors that are not positive, or a galaxy without any band.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Catalog:
     num_rows_read: int = 0
     num_rows_dropped: int = 0
     drops: tuple[Drop, ...] = ()
+    upper_limits: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Check, then make the arrays read-only."""
@@ -102,10 +105,19 @@ class Catalog:
                 )
         if self.redshift is not None and self.redshift.shape != shape[:1]:
             raise CatalogError(f"redshift must have one value a galaxy, got the shape {self.redshift.shape}")
-        if not np.isfinite(self.flux).all():
-            raise CatalogError("flux must be finite")
-        if not (np.isfinite(self.flux_error).all() and (self.flux_error > 0).all()):
-            raise CatalogError("flux_error must be finite and positive")
+        object.__setattr__(self, "upper_limits", self.upper_limits or (0.0,) * len(self.bands))
+        if len(self.upper_limits) != len(self.bands):
+            raise CatalogError(f"{len(self.bands)} bands but {len(self.upper_limits)} upper_limits")
+        missing = np.isnan(self.flux)
+        if np.isinf(self.flux).any():
+            raise CatalogError("flux must be finite, or NaN where a galaxy lacks the band")
+        if missing.all(axis=1).any():
+            raise CatalogError(f"galaxy {np.argmax(missing.all(axis=1))} has no flux in any band")
+        error = self.flux_error[~missing]
+        if not (np.isfinite(error).all() and (error > 0).all() and np.isnan(self.flux_error[missing]).all()):
+            raise CatalogError(
+                "flux_error must be finite and positive where there is a flux, and NaN where there is none"
+            )
         for word, kind in (("flux", float), ("flux_error", float), ("row", np.int64), ("redshift", float)):
             if getattr(self, word) is not None:
                 array = np.array(getattr(self, word), dtype=kind)
@@ -134,6 +146,7 @@ class Catalog:
             num_rows_read=self.num_rows_read,
             num_rows_dropped=self.num_rows_dropped,
             drops=self.drops,
+            upper_limits=self.upper_limits,
         )
 
     def summary(self) -> tuple[str, ...]:
@@ -154,13 +167,19 @@ class Catalog:
 
     def _band_line(self, i: int) -> str:
         """Depth and quality of one band."""
-        flux, error = self.flux[:, i], self.flux_error[:, i]
+        there = np.isfinite(self.flux[:, i])
+        flux, error = self.flux[there, i], self.flux_error[there, i]
+        lacking = f", missing for {np.sum(~there):,}" if not there.all() else ""
+        limited = ""
+        if self.upper_limits[i]:
+            num = int(np.sum(flux <= self.upper_limits[i] * error * (1.0 + 1e-9)))
+            limited = f", upper limits ({self.upper_limits[i]:g} sigma) for {num:,}"
         bright = flux[flux > 0]
         mags = np.percentile(-2.5 * np.log10(bright), [5, 50, 95]) if len(bright) else np.full(3, np.nan)
         negative = f", {np.sum(flux <= 0):,} fluxes not positive" if np.any(flux <= 0) else ""
         return (
             f"band {self.bands[i]} ({self.filters[i]}): AB {mags[1]:.2f} (5-95 %: {mags[0]:.2f} to {mags[2]:.2f}), "
-            f"median signal-to-noise {np.median(flux / error):.3g}{negative}"
+            f"median signal-to-noise {np.median(flux / error):.3g}{negative}{limited}{lacking}"
         )
 
     def to_table(self) -> Table:
@@ -189,9 +208,10 @@ class Catalog:
         except TableError as error:
             raise CatalogError(str(error)) from error
         bands = tuple(
-            BandConfig(filter=filt, flux=f"flux_{band}", name=band, error=f"flux_error_{band}")
-            for band, filt in zip(self.bands, self.filters, strict=True)
+            BandConfig(filter=filt, flux=f"flux_{band}", name=band, error=f"flux_error_{band}", upper_limit=limit)
+            for band, filt, limit in zip(self.bands, self.filters, self.upper_limits, strict=True)
         )
+        fewest = int(np.isfinite(self.flux).sum(axis=1).min()) if len(self) else len(self.bands)
         redshift = "" if self.redshift is None else "redshift"
         return CatalogConfig(
             path=str(Path(path).resolve()),
@@ -201,6 +221,7 @@ class Catalog:
             sentinels=(),
             name=self.name,
             row="row",
+            min_bands=0 if fewest == len(self.bands) else fewest,
         )
 
 
@@ -211,12 +232,13 @@ def build_catalog(
     flux: Float[np.ndarray, "galaxy band"],
     flux_error: Float[np.ndarray, "galaxy band"],
     redshift: Float[np.ndarray, " galaxy"] | None = None,
+    upper_limits: Sequence[float] = (),
 ) -> Catalog:
     """A catalogue from arrays, such as a simulated one; its rows are numbered from 0.
 
     Args:
-        flux: AB flux [maggies].
-        flux_error: one-sigma error [maggies].
+        flux: AB flux [maggies]; NaN where a galaxy lacks the band.
+        flux_error: one-sigma error [maggies]; NaN likewise.
 
     Raises:
         CatalogError: as for `Catalog`.
@@ -231,6 +253,7 @@ def build_catalog(
         row=np.arange(len(flux)),
         redshift=None if redshift is None else np.asarray(redshift, dtype=float),
         num_rows_read=len(flux),
+        upper_limits=tuple(upper_limits),
     )
 
 
@@ -239,7 +262,8 @@ def read_catalog(config: CatalogConfig, base: str | os.PathLike[str] | None = No
 
     A row is left out when any band lacks a finite flux, a finite positive error or (where asked for) an extinction,
     when a magnitude is impossible, or when the row repeats an earlier one in every column; all are counted in `drops`.
-    Negative fluxes are ordinary and stay. A redshift that is missing or impossible becomes NaN and its galaxy stays.
+    With `min_bands`, such a band is missing and the row stays as long as it has so many others. Negative fluxes are ordinary
+    and stay. A redshift that is missing or impossible becomes NaN and its galaxy stays.
 
     Args:
         config: what the columns mean; an empty one means the embedded galaxies.
@@ -265,7 +289,7 @@ def read_catalog(config: CatalogConfig, base: str | os.PathLike[str] | None = No
     row = integer_column(table, config.row, problems) if config.row else np.arange(len(table))
     if problems:
         raise CatalogError(*(f"{path}: {problem}" for problem in problems))
-    keep, drops = _account(table, bands, row)
+    keep, drops = _account(table, bands, row, config.min_bands)
     if not keep.any():
         reasons = "; ".join(f"{drop.count:,}: {drop.reason}" for drop in drops)
         raise CatalogError(f"{path}: none of the {len(table):,} rows can be used ({reasons})")
@@ -281,6 +305,7 @@ def read_catalog(config: CatalogConfig, base: str | os.PathLike[str] | None = No
         num_rows_read=len(table),
         num_rows_dropped=int(np.sum(~keep)),
         drops=drops,
+        upper_limits=tuple(band.upper_limit for band in config.bands),
     )
 
 
@@ -305,11 +330,17 @@ def _checked_filter(band: BandConfig, folder: Path, problems: list[str]) -> str:
 
 
 def _account(
-    table: Table, bands: Sequence[BandColumns], row: Int[np.ndarray, " galaxy"]
+    table: Table, bands: Sequence[BandColumns], row: Int[np.ndarray, " galaxy"], min_bands: int
 ) -> tuple[Bool[np.ndarray, " galaxy"], tuple[Drop, ...]]:
     """Which rows to keep, and why the others go."""
-    faults = [(reason, mask) for band in bands for reason, mask in band.faults.items()]
-    keep = ~np.any([mask for _, mask in faults], axis=0)
+    there = np.stack([np.isfinite(band.flux) for band in bands])
+    if min_bands:
+        few = there.sum(axis=0) < min_bands
+        faults = [(f"fewer than {min_bands} bands", few)]
+        keep = ~few
+    else:
+        faults = [(reason, mask) for band in bands for reason, mask in band.faults.items()]
+        keep = there.all(axis=0)
     copies = repeated_rows(table) & keep
     faults.append(("repeats an earlier row in every column", copies))
     drops = tuple(

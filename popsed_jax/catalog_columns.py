@@ -179,12 +179,13 @@ def _faults(
     low, high = _MAG_RANGE
     # An inverse variance has no sentinel but its sign.
     flagged = is_sentinel(spread, config.missing_values if band.error else ())
+    limited = _is_limit(band, spread) & ((values > 0.0) | config.is_magnitude)
     found = [
         (f"{what} is {_sentinel_words(values, config)}, not measured", is_sentinel(values, config.missing_values)),
         (f"{what} is missing or not finite", ~np.isfinite(values)),
-        (f"{error} is {_sentinel_words(spread, config)}, not measured", flagged),
+        (f"{error} is {_sentinel_words(spread, config)}, not measured", flagged & ~limited),
         (f"{error} is missing or not finite", ~np.isfinite(spread)),
-        (f"{error} is zero or negative", ~(spread > 0)),
+        (f"{error} is zero or negative", ~(spread > 0) & ~limited),
         ("extinction is missing or impossible", ~((extinction >= 0) & (extinction < _MAX_EXTINCTION))),
         (f"magnitude is outside {low:g} to {high:g}", config.is_magnitude & ~((values >= low) & (values <= high))),
     ]
@@ -196,6 +197,11 @@ def _faults(
     return faults
 
 
+def _is_limit(band: BandConfig, spread: Float[np.ndarray, " galaxy"]) -> Bool[np.ndarray, " galaxy"]:
+    """Which fluxes are upper limits."""
+    return (band.upper_limit > 0.0) & (spread < 0.0)
+
+
 def _sentinel_words(values: Float[np.ndarray, " galaxy"], config: CatalogConfig) -> str:
     """The sentinels that occur."""
     return " or ".join(f"{s:g}" for s in config.missing_values if is_sentinel(values, (s,)).any()) or "a sentinel"
@@ -205,6 +211,8 @@ def _convert(config: CatalogConfig, raw: RawBand) -> BandColumns:
     """Values to AB maggies outside the Galaxy."""
     good = ~np.any(list(raw.faults.values()), axis=0)
     values, spread = np.where(good, raw.values, np.nan), np.where(good, raw.spread, np.nan)
+    limit = _is_limit(raw.band, spread)
+    spread = np.where(limit, 1.0, spread)  # a limit's error follows from its flux, below
     error = spread if raw.band.error else 1.0 / np.sqrt(spread)
     if config.flux_unit == "ABmag":
         flux = np.exp(-values / POGSON)
@@ -217,6 +225,9 @@ def _convert(config: CatalogConfig, raw: RawBand) -> BandColumns:
     else:
         scale = MAGGIES_PER_UNIT[str(config.flux_unit)]
         flux, flux_error = values * scale, error * scale
+    if raw.band.upper_limit > 0.0:
+        flux_error = np.where(limit, flux / raw.band.upper_limit, flux_error)
+        flux = np.maximum(flux, raw.band.upper_limit * flux_error)
     factor = 10.0 ** (0.4 * (np.where(good, raw.extinction, np.nan) - raw.band.zero_point))
     return BandColumns(flux * factor, flux_error * factor, raw.faults)
 

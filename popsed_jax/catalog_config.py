@@ -46,6 +46,8 @@ class BandConfig:
         extinction: column of the Galactic extinction [mag] to correct for; empty if the fluxes are corrected.
         zero_point: added to the catalogue's magnitude to make it AB [mag].
         softening: b of an asinh magnitude (Lupton+99), in maggies; for `asinhmag` only.
+        upper_limit: where the error (or inverse variance) is negative, the flux is an upper limit at so many sigma; 0: such
+            an error is a fault. All fluxes below this significance are then quoted as limits too, as the survey did.
     """
 
     filter: str
@@ -56,6 +58,7 @@ class BandConfig:
     extinction: str = ""
     zero_point: float = 0.0
     softening: float | None = None
+    upper_limit: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse half a description."""
@@ -68,6 +71,10 @@ class BandConfig:
             problems.append(f"band {self.name!r}: give the column of its error or of its inverse_variance")
         if not abs(self.zero_point) < 20.0:
             problems.append(f"band {self.name!r}: zero_point is a small shift in magnitudes, got {self.zero_point}")
+        if not 0.0 <= self.upper_limit <= 10.0:
+            problems.append(
+                f"band {self.name!r}: upper_limit is a significance in sigma, 0 to 10, got {self.upper_limit}"
+            )
         if self.softening is not None and not 0.0 < self.softening < 1.0:
             problems.append(f"band {self.name!r}: softening is a flux in maggies, such as 1e-10, got {self.softening}")
         if problems:
@@ -93,6 +100,7 @@ class CatalogConfig:
         name: what the catalogue is called; the file's name unless given.
         hdu: which table of a file with several: FITS extension name or number, HDF5 dataset or group.
         row: integer column that numbers the galaxies; the position in the file, from 0, unless given.
+        min_bands: a row with so many usable bands stays, its other bands missing; 0: a row needs all.
     """
 
     path: str = ""
@@ -103,10 +111,15 @@ class CatalogConfig:
     name: str = ""
     hdu: str = ""
     row: str = ""
+    min_bands: int = 0
 
     def __post_init__(self) -> None:
         """Refuse a description that contradicts itself."""
         problems = self._unit_problems()
+        if not 0 <= self.min_bands <= max(len(self.bands), 1):
+            problems.append(
+                f"min_bands = {self.min_bands} must be between 0 and the number of bands, {len(self.bands)}"
+            )
         if self.path and not self.bands:
             problems.append("the catalogue has no bands: describe each in a [[catalog.bands]] table")
         problems += [f"two bands have the name {name!r}" for name in _repeated(band.name for band in self.bands)]

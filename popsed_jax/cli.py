@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import jax
-import numpy as np
 import typer
 from astropy.table import Table
 from rich.console import Console
@@ -19,11 +18,13 @@ from popsed_jax.catalog import CatalogConfig, read_catalog
 from popsed_jax.config import RunConfig, default_config, load_config, quick_config
 from popsed_jax.data import check_data
 from popsed_jax.emulator_report import build_emulator_report
-from popsed_jax.population.mock import sample_truth
-from popsed_jax.population.model import load_population
+from popsed_jax.population.mock import simulate_mock
+from popsed_jax.population.summaries import named_galaxies
 from popsed_jax.report import build_report
-from popsed_jax.run import build_survey, fit, versions
-from popsed_jax.sps.config import DERIVED_META
+from popsed_jax.run import fit, versions
+from popsed_jax.run_tables import describe_columns
+from popsed_jax.sampling import Galaxies, sample_run
+from popsed_jax.surveys import build_survey
 from popsed_jax.tables import write_table
 from popsed_jax.train_emulator import Kind, describe_errors, quick_training, train_emulator
 
@@ -60,8 +61,8 @@ def fit_command(
     given = {"num_members": members, "num_epochs": epochs, "seed": seed}
     changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     settings = dataclasses.replace(settings, fit=dataclasses.replace(settings.fit, **changed))
-    data = read_catalog(settings.catalog, base)
-    folder = out_dir or Path("runs") / data.name
+    data = tuple(read_catalog(survey.catalog, base) for survey in settings.all_surveys)
+    folder = out_dir or Path("runs") / data[0].name
     if (folder / "metrics.json").exists() and not resume:
         err.print(f"{folder} holds an earlier run, which this one replaces.", highlight=False, markup=False)
     settings = _anchored(settings, base)
@@ -82,19 +83,16 @@ def mock_command(
     """Simulate a catalogue with known truth, with the noise and selection of the settings' catalogue."""
     settings, base = _settings(config)
     forward = build_survey(read_catalog(settings.catalog, base), _anchored(settings, base))
-    key_truth, key_noise = jax.random.split(jax.random.key(seed))
-    theta = sample_truth(key_truth, forward, settings.mock, settings.reference, num_galaxies)
-    flux, error = forward.observe(key_noise, theta)
-    table = Table({name: np.asarray(theta[:, i]) for i, name in enumerate(forward.space.names)})
-    labels = {p.name: (p.unit, p.label, p.description) for p in forward.space.parameters} | DERIVED_META
-    for name, values in forward.derived(theta).items():
-        table[name] = np.asarray(values)
-    for name, (unit, _, description) in labels.items():
-        table[name].unit, table[name].description = unit or None, f"truth: {description}"
-    for i, band in enumerate(settings.catalog.resolved().bands):
-        for word, values in (("flux", flux), ("error", error)):
+    bands = settings.catalog.resolved().bands
+    names = tuple(band.name for band in bands)
+    mock = simulate_mock(jax.random.key(seed), forward, settings.mock, settings.reference, num_galaxies, names)
+    table = describe_columns(Table(named_galaxies(forward, mock.theta)), forward.space)
+    for name in table.colnames:
+        table[name].description = f"truth: {table[name].description}"
+    for i, band in enumerate(bands):
+        for word, values in (("flux", mock.flux), ("error", mock.error)):
             column = f"{word}_{band.name}"
-            table[column] = np.asarray(values[:, i])
+            table[column] = values[:, i]
             table[column].unit, table[column].description = "mgy", f"{word} in maggies (AB), {band.filter}"
     write_table(table, out_file)
     out.print(f"{num_galaxies} galaxies: {out_file}", soft_wrap=True, highlight=False, markup=False)
@@ -106,16 +104,12 @@ def sample_command(
     num: Annotated[int, typer.Option("--num", min=1, help="Galaxies to draw.")],
     out_file: Annotated[Path, typer.Option("--out", help="Table to write (.parquet, .fits, .h5, .ecsv, .csv).")],
     seed: SeedOption = 0,
+    galaxies: Annotated[
+        Galaxies, typer.Option("--galaxies", help="Those that the survey keeps, or all that it could see.")
+    ] = "as-detected",
 ) -> None:
     """Draw galaxies from a learned population, with names and units."""
-    population = load_population(run / "population" if (run / "population").is_dir() else run)
-    samples = population.sample(jax.random.key(seed), num)
-    table = Table({name: np.asarray(values) for name, values in samples.items()})
-    for parameter in population.space.parameters:
-        table[parameter.name].unit = parameter.unit or None
-        table[parameter.name].description = parameter.description
-    table.meta["selection"] = str(population.meta.get("selection", ""))
-    write_table(table, out_file)
+    write_table(sample_run(run, num, seed, galaxies), out_file)
     out.print(f"{num} galaxies: {out_file}", soft_wrap=True, highlight=False, markup=False)
 
 
@@ -191,7 +185,11 @@ def _with_path(settings: RunConfig, catalog: Path, config: Path | None) -> RunCo
 def _anchored(settings: RunConfig, base: Path) -> RunConfig:
     """The settings with paths that serve from anywhere, so that the run's config.toml repeats the run."""
     emulator = None if settings.emulator is None else str((base / settings.emulator).resolve())
-    return dataclasses.replace(settings, catalog=_absolute(settings.catalog.resolved(), base), emulator=emulator)
+    surveys = tuple(
+        dataclasses.replace(survey, catalog=_absolute(survey.catalog.resolved(), base)) for survey in settings.surveys
+    )
+    catalog = _absolute(settings.catalog.resolved(), base)
+    return dataclasses.replace(settings, catalog=catalog, surveys=surveys, emulator=emulator)
 
 
 def _absolute(catalog: CatalogConfig, base: Path) -> CatalogConfig:

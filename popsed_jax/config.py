@@ -7,11 +7,14 @@ from pathlib import Path
 
 from popsed_jax.catalog import CatalogConfig, embedded_catalog_config
 from popsed_jax.flows.spline import FlowConfig
+from popsed_jax.observe.calibration import CalibrationConfig
+from popsed_jax.observe.noise import NoiseConfig
 from popsed_jax.observe.selection import MagnitudeLimit, SelectionConfig
 from popsed_jax.population.fit import FitConfig
 from popsed_jax.population.mock import MockConfig
 from popsed_jax.population.reference import ReferenceConfig
 from popsed_jax.population.schedules import AnnealConfig
+from popsed_jax.population.survey import SpectroscopyConfig
 from popsed_jax.settings import from_mapping, load_toml, to_mapping
 from popsed_jax.sps.config import ModelConfig
 from popsed_jax.sps.emulator import EmulatorConfig
@@ -21,18 +24,14 @@ Bounds = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
-class NoiseConfig:
-    """The survey's noise beyond what the catalogue's errors say.
+class SurveyConfig:
+    """One survey of several: see `RunConfig`, whose fields of these names are the first survey's."""
 
-    Args:
-        floor: fractional scatter of every flux that the quoted errors leave out (calibration, template scatter).
-    """
-
-    floor: float = 0.01
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.floor < 1.0:
-            raise ValueError(f"noise: floor = {self.floor} is a fraction of the flux, between 0 and 1")
+    catalog: CatalogConfig
+    selection: SelectionConfig = dataclasses.field(default_factory=SelectionConfig)
+    noise: NoiseConfig = dataclasses.field(default_factory=NoiseConfig)
+    calibration: CalibrationConfig = dataclasses.field(default_factory=CalibrationConfig)
+    spectroscopy: SpectroscopyConfig = dataclasses.field(default_factory=SpectroscopyConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +42,9 @@ class RunConfig:
         catalog: columns, units, filters; the embedded SDSS galaxies when absent.
         selection: the survey's cuts.
         noise: beyond the quoted errors.
+        calibration: how far off zero points, templates and errors may be.
+        spectroscopy: whether the fit may see redshifts, and of which galaxies.
+        surveys: further catalogues of the same population, with bands, depths and cuts of their own.
         model: what a galaxy is made of.
         parameters: bounds by parameter name that differ from the model's.
         reference: the reference population.
@@ -58,6 +60,9 @@ class RunConfig:
     catalog: CatalogConfig
     selection: SelectionConfig = dataclasses.field(default_factory=SelectionConfig)
     noise: NoiseConfig = dataclasses.field(default_factory=NoiseConfig)
+    calibration: CalibrationConfig = dataclasses.field(default_factory=CalibrationConfig)
+    spectroscopy: SpectroscopyConfig = dataclasses.field(default_factory=SpectroscopyConfig)
+    surveys: tuple[SurveyConfig, ...] = ()
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     parameters: dict[str, Bounds] = dataclasses.field(default_factory=dict)
     reference: ReferenceConfig = dataclasses.field(default_factory=ReferenceConfig)
@@ -69,6 +74,12 @@ class RunConfig:
     train_emulator: EmulatorConfig = dataclasses.field(default_factory=EmulatorConfig)
     emulator: str | None = None
 
+    @property
+    def all_surveys(self) -> tuple[SurveyConfig, ...]:
+        """The first survey and the further ones."""
+        first = SurveyConfig(self.catalog, self.selection, self.noise, self.calibration, self.spectroscopy)
+        return (first, *self.surveys)
+
 
 def default_config() -> RunConfig:
     """The embedded catalogue: 10,000 SDSS galaxies with ugriz.
@@ -76,9 +87,10 @@ def default_config() -> RunConfig:
     The main sample was selected at r < 17.77 in Petrosian magnitudes (Strauss+02); in the model magnitudes used here,
     0.08 mag brighter in the median with a scatter of 0.1 mag, and on the AB scale, the edge is at 17.70. The sample is also
     detected by 2MASS, whose extended-source counts in this catalogue fall to half at Ks = 14.1 (Vega), 15.95 (AB). Both
-    figures come from the catalogue's photometry.
+    figures come from the catalogue's photometry. The cuts were made in other magnitudes, whose scatter is in the widths.
     """
-    selection = SelectionConfig((MagnitudeLimit("sdss_r0", 17.70, 0.10), MagnitudeLimit("twomass_Ks", 15.95, 0.20)))
+    limits = (MagnitudeLimit("sdss_r0", 17.70, 0.10), MagnitudeLimit("twomass_Ks", 15.95, 0.20))
+    selection = SelectionConfig(limits, observed=False)
     return RunConfig(catalog=embedded_catalog_config(), selection=selection)
 
 

@@ -24,6 +24,7 @@ from popsed_jax.plots import (
     plot_main_sequence,
     plot_photometry,
     plot_redshift,
+    plot_template_error,
 )
 from popsed_jax.population.storage import write_atomically
 
@@ -37,6 +38,7 @@ _FIGURES: dict[str, Callable[[RunTables], Figure]] = {
     "main_sequence": plot_main_sequence,
     "information": plot_information,
     "history": plot_history,
+    "template_error": plot_template_error,
 }
 # Below this many nat a parameter is marked as mostly the reference: a Gaussian moved by 0.2 of its width gains as much.
 _LITTLE_GAIN = 0.02
@@ -92,7 +94,10 @@ def _render(tables: RunTables, images: dict[str, str], absent: dict[str, str]) -
     return template.render(
         metrics=metrics,
         validation={"flat_ratio": None, "blur": None, "num_galaxies": None, **metrics["validation"]},
-        catalog=metrics["catalog"],
+        catalog={"missing": {}, "num_redshifts_used": 0, **metrics["catalog"]},
+        calibration=metrics.get("calibration"),
+        visibility=metrics.get("visibility"),
+        surveys=metrics.get("surveys", {}),
         nz=metrics.get("redshift"),
         bands=tables.bands,
         distances=_distances(tables),

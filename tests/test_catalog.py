@@ -172,8 +172,14 @@ def test_arrays_are_read_only_and_checked():
     names = ("mock", ["g", "r"], ["sdss_g0", "sdss_r0"])
     with pytest.raises(CatalogError, match="flux_error must be finite and positive"):
         build_catalog(*names, FLUX, -ERROR)
-    with pytest.raises(CatalogError, match="flux must be finite"):
-        build_catalog(*names, FLUX * np.nan, ERROR)
+    with pytest.raises(CatalogError, match="flux must be finite, or NaN"):
+        build_catalog(*names, FLUX * np.inf, ERROR)
+    with pytest.raises(CatalogError, match="and NaN where there is none"):
+        build_catalog(*names, np.where(FLUX < 0, np.nan, FLUX), ERROR)
+    with pytest.raises(CatalogError, match="galaxy 1 has no flux in any band"):
+        build_catalog(*names, np.where([[False], [True], [False], [False]], np.nan, FLUX), ERROR)
+    with pytest.raises(CatalogError, match="2 bands but 1 upper_limits"):
+        build_catalog(*names, FLUX, ERROR, upper_limits=[3.0])
     with pytest.raises(CatalogError, match=r"flux_error must have the shape .* \(4, 2\)"):
         build_catalog(*names, FLUX, ERROR[:2])
     with pytest.raises(CatalogError, match="one value a galaxy"):
@@ -189,6 +195,51 @@ def test_a_filter_curve_beside_the_catalogue(tmp_path):
     catalog = read_catalog(CatalogConfig(path="c.csv", flux_unit="maggies", bands=(band,)), tmp_path)
     assert catalog.bands == ("curve",)
     assert catalog.filters == (str((tmp_path / "curve.dat").resolve()),)
+
+
+# --- missing bands and upper limits
+
+
+def test_a_galaxy_that_lacks_a_band_stays_when_asked(tmp_path):
+    errors = ERROR.copy()
+    errors[1, 0], errors[2] = -99.0, np.nan
+    write_bands(tmp_path / "c.csv", FLUX, errors)
+    config = CatalogConfig(path=str(tmp_path / "c.csv"), flux_unit="maggies", bands=two_bands())
+    assert read_catalog(config).row.tolist() == [0, 3]
+    lenient = CatalogConfig(path=str(tmp_path / "c.csv"), flux_unit="maggies", bands=two_bands(), min_bands=1)
+    catalog = read_catalog(lenient)
+    assert catalog.row.tolist() == [0, 1, 3]
+    np.testing.assert_array_equal(np.isnan(catalog.flux), [[False, False], [True, False], [False, False]])
+    assert [(drop.reason, drop.count) for drop in catalog.drops] == [("fewer than 1 bands", 1)]
+    assert "missing for 1" in catalog.summary()[3]
+    # Written and read again, the gap is still there.
+    back = read_catalog(catalog.write(tmp_path / "copy.parquet"))
+    np.testing.assert_array_equal(back.flux, catalog.flux)
+    with pytest.raises(CatalogError, match="min_bands = 3 must be between 0 and the number of bands, 2"):
+        CatalogConfig(path="c.csv", flux_unit="maggies", bands=two_bands(), min_bands=3)
+
+
+@pytest.mark.parametrize("unit", ["maggies", "ABmag"])
+def test_upper_limits_become_fluxes_at_the_limit(tmp_path, unit):
+    """A negative error marks a 3-sigma limit; a measured flux below 3 sigma is quoted alike."""
+    flux, error = FLUX.copy(), ERROR.copy()
+    flux[1] = [6e-10, 1e-10]
+    if unit == "ABmag":
+        values, spread = -2.5 * np.log10(flux), 2.5 / np.log(10.0) * error / flux
+    else:
+        values, spread = flux, error.copy()
+    spread[1, 0] = -1.0
+    write_bands(tmp_path / "c.csv", values, spread)
+    config = CatalogConfig(path=str(tmp_path / "c.csv"), flux_unit=unit, bands=two_bands(upper_limit=3.0))
+    catalog = read_catalog(config)
+    np.testing.assert_allclose(catalog.flux[1], [6e-10, 6e-10], rtol=1e-6)
+    np.testing.assert_allclose(catalog.flux_error[1], [2e-10, 2e-10], rtol=1e-6)
+    assert catalog.upper_limits == (3.0, 3.0)
+    assert "upper limits (3 sigma) for 1" in catalog.summary()[2]
+    plain = CatalogConfig(path=str(tmp_path / "c.csv"), flux_unit=unit, bands=two_bands())
+    assert read_catalog(plain).row.tolist() == [0, 2, 3]
+    with pytest.raises(CatalogError, match="upper_limit is a significance"):
+        two_bands(upper_limit=-3.0)
 
 
 # --- writing

@@ -149,7 +149,7 @@ def test_the_reference_dresses_every_part(noise, bands):
     forward = build_forward_model(bands, noise, selection=selection, model=config, bounds=REDSHIFTS)
     reference = ReferenceConfig(num_histories=4096)
     library = build_library(jax.random.key(0), forward, reference)
-    theta = sample_reference(jax.random.key(1), forward, draw_hyper(None, reference), library, 200)
+    theta = sample_reference(jax.random.key(1), (forward,), draw_hyper(None, reference), library, 200)
     assert bool(jnp.all(forward.space.inside(theta)))
     column = {name: np.asarray(theta[:, i]) for i, name in enumerate(forward.space.names)}
     assert column["log_u"].mean() == pytest.approx(-3.0, abs=0.1)

@@ -50,13 +50,20 @@ def outputs_of(model, table):
     def outputs(theta):
         spectrum = model.components(theta)
         total = spectrum.total[pixel]
-        shares = [part[pixel] / total for part in (spectrum.stars, spectrum.gas, spectrum.dust, spectrum.agn)]
+        # Of light that dust dims below the least number there is no logarithm, and of shares in it no slope. Shares are taken
+        # in units of the light: the square of 1e-20, which a quotient's slope has, is no number in single precision either.
+        unit = jax.lax.stop_gradient(total)
+        dark = unit < 1e4 * jnp.finfo(total.dtype).tiny
+        unit = jnp.where(dark, 1.0, unit)
+        total = jnp.where(dark, 1.0, total / unit)
+        parts = (spectrum.stars, spectrum.gas, spectrum.dust, spectrum.agn)
+        shares = [jnp.where(dark, 0.0, part[pixel] / unit) / total for part in parts]
         derived = model.derived(theta)
         return jnp.concatenate(
             [
                 jnp.log(flux(table, model, theta)),
                 jnp.stack([derived[name] for name in DERIVED]),
-                jnp.log(total),
+                jnp.log(total) + jnp.log(unit),
                 jnp.log(spectrum.unattenuated[pixel]),
                 *shares,
             ]

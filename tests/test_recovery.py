@@ -18,16 +18,12 @@ BARS = {"redshift": 0.225, "log_mass": 0.225, "log_sfr": 0.375}
 def test_a_quick_fit_recovers_a_mock() -> None:
     config = pj.quick_config(pj.default_config())
     forward = pj.build_survey(pj.read_catalog(config.catalog), config)
-    key_truth, key_noise = jax.random.split(jax.random.key(77))
-    theta = pj.sample_truth(key_truth, forward, config.mock, config.reference, 3000)
-    flux, error = forward.observe(key_noise, theta)
+    mock = pj.simulate_mock(jax.random.key(77), forward, config.mock, config.reference, 3000)
     bands = config.catalog.resolved().bands
-    catalog = pj.build_catalog(
-        "mock", [b.name for b in bands], [b.filter for b in bands], np.asarray(flux), np.asarray(error)
-    )
+    catalog = pj.build_catalog("mock", [b.name for b in bands], [b.filter for b in bands], mock.flux, mock.error)
     result = pj.fit(catalog, config, show_progress=False)
-    truth = dict(zip(forward.space.names, np.asarray(theta).T, strict=True))
-    truth |= {name: np.asarray(values) for name, values in forward.derived(theta).items()}
+    truth = dict(zip(forward.space.names, mock.theta.T, strict=True))
+    truth |= {name: np.asarray(values) for name, values in forward.derived(mock.theta).items()}
     distances = {name: scaled_wasserstein(result.tables["samples"][name], truth[name]) for name in BARS}
     assert result.converged, result.reason
     assert all(distances[name] <= bar for name, bar in BARS.items()), distances

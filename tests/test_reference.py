@@ -41,7 +41,7 @@ class TestRelations:
 
     def test_quiescent_fraction(self):
         # Peng+10, eq. 2: 1 - 1/e at the characteristic mass; 1 - exp(-10^(0.8 x 0.44)) = 1 - exp(-2.2491) at 10^11.
-        found = quiescent_fraction(jnp.array([10.56, 11.0]), CENTRAL)
+        found = quiescent_fraction(jnp.array([10.56, 11.0]), 0.06, CENTRAL)
         np.testing.assert_allclose(found, [0.632121, 0.894505], atol=2e-5)
 
     def test_mass_function_at_mstar(self):
@@ -118,7 +118,7 @@ def library(forward):
 @pytest.fixture(scope="module")
 def detected(forward, library) -> np.ndarray:
     """The central reference as seen to r = 17.77."""
-    return np.asarray(sample_reference(jax.random.key(1), forward, CENTRAL, library, NUM))
+    return np.asarray(sample_reference(jax.random.key(1), (forward,), CENTRAL, library, NUM))
 
 
 def column(forward, theta, name):
@@ -159,13 +159,13 @@ class TestSample:
         assert 10.4 < np.median(surviving) < 11.0
 
     def test_the_key_decides(self, forward, library, detected):
-        again = np.asarray(sample_reference(jax.random.key(1), forward, CENTRAL, library, NUM))
+        again = np.asarray(sample_reference(jax.random.key(1), (forward,), CENTRAL, library, NUM))
         np.testing.assert_array_equal(again, detected)
 
     def test_a_brighter_limit_is_nearer(self, forward, library, detected):
         selection = SelectionConfig((MagnitudeLimit("sdss_r0", 16.27),))
         bright = np.asarray(
-            sample_reference(jax.random.key(2), forward.replace(selection=selection), CENTRAL, library, NUM)
+            sample_reference(jax.random.key(2), (forward.replace(selection=selection),), CENTRAL, library, NUM)
         )
         # Twice nearer in a Euclidean universe for 1.5 mag.
         ratio = column(forward, bright, "redshift").mean() / column(forward, detected, "redshift").mean()
@@ -173,7 +173,7 @@ class TestSample:
 
     def test_hyperparameters_are_obeyed(self, forward, library, detected):
         moved = CENTRAL | {"metallicity_offset": -0.5, "dust_star_forming": 1.0, "dust_quiescent": 0.5}
-        other = np.asarray(sample_reference(jax.random.key(1), forward, moved, library, NUM))
+        other = np.asarray(sample_reference(jax.random.key(1), (forward,), moved, library, NUM))
         metals = [column(forward, theta, "logzsol").mean() for theta in (other, detected)]
         dust = [column(forward, theta, "tau_v").mean() for theta in (other, detected)]
         assert metals[0] < metals[1] - 0.3
@@ -181,14 +181,14 @@ class TestSample:
 
     def test_histories_and_curves_follow_mass_and_dust(self, forward, library, detected):
         moved = CENTRAL | {"history_slope": -0.2, "dust_index_slope": 0.3}
-        other = np.asarray(sample_reference(jax.random.key(1), forward, moved, library, 4 * NUM))
+        other = np.asarray(sample_reference(jax.random.key(1), (forward,), moved, library, 4 * NUM))
 
         def slope(theta, name, against):
             return np.polyfit(against, column(forward, theta, name), 1)[0]
 
         mass, dust = column(forward, other, "log_mass"), np.log10(column(forward, other, "tau_v"))
         assert slope(other, "kappa1", mass) < slope(detected, "kappa1", column(forward, detected, "log_mass")) - 0.08
-        older = sample_reference(jax.random.key(1), forward, CENTRAL | {"history_offset": -0.15}, library, NUM)
+        older = sample_reference(jax.random.key(1), (forward,), CENTRAL | {"history_offset": -0.15}, library, NUM)
         kappa = [column(forward, np.asarray(theta), "kappa1").mean() for theta in (older, detected)]
         assert kappa[0] == pytest.approx(
             kappa[1] - 0.15, abs=0.05
@@ -200,4 +200,4 @@ class TestSample:
         with pytest.raises(
             ValueError, match=r"the selection keeps .* of the reference population: check \[selection\]"
         ):
-            sample_reference(jax.random.key(3), forward.replace(selection=selection), CENTRAL, library, 10)
+            sample_reference(jax.random.key(3), (forward.replace(selection=selection),), CENTRAL, library, 10)

@@ -13,10 +13,12 @@ from tiny import same, tiny_catalog, tiny_config
 import popsed_jax as pj
 from popsed_jax.flows.spline import FlowConfig, init_flow
 from popsed_jax.population.checkpoint import CheckpointError
-from popsed_jax.population.fit import FitConfig, build_members, build_problem, noise_floor, train, train_settings
-from popsed_jax.population.objective import member_loss, relative_entropy, validation_distance
+from popsed_jax.population.fit import FitConfig, build_members, train, train_settings
+from popsed_jax.population.objective import member_loss, relative_entropy
 from popsed_jax.population.schedules import build_schedule
+from popsed_jax.population.survey import noise_floor, validation_distance
 from popsed_jax.population.train import init_state, run_epoch
+from popsed_jax.surveys import prepare_problem
 
 value_and_grad = jax.jit(jax.value_and_grad(member_loss, has_aux=True), static_argnames="settings")
 
@@ -25,10 +27,10 @@ value_and_grad = jax.jit(jax.value_and_grad(member_loss, has_aux=True), static_a
 def ready():
     config = tiny_config()
     catalog = tiny_catalog(config)
-    forward = pj.build_survey(catalog, config)
-    problem, floor = build_problem(jax.random.key(0), catalog.flux, catalog.flux_error, forward, config.fit)
+    prepared = prepare_problem(jax.random.key(0), [catalog], config)
+    problem, floor = prepared.problem, prepared.floors[0]
     members, reference = build_members(jax.random.key(1), problem, config.reference, config.flow, config.fit)
-    settings = train_settings(config.fit, config.transport, 3)
+    settings = train_settings(config.fit, config.transport)
     schedule = build_schedule(config.anneal, config.fit.num_epochs, 1e-3)
     return config, problem, floor, members, reference, settings, schedule
 
@@ -71,7 +73,7 @@ def test_the_flat_control_has_no_reference_and_no_weight(ready) -> None:
     first = schedule._replace(**{name: column[:1] for name, column in schedule._asdict().items()})
     states = []
     for log_lambda in (-5.0, 5.0):
-        start = init_state(members, settings)
+        start = init_state(members, problem, settings)
         start = start._replace(log_lambda=jnp.full_like(start.log_lambda, log_lambda))
         states.append(train(jax.random.key(2), problem, members, first, settings, state=start)[0].trained)
     near, far = (jax.tree.map(lambda leaf: leaf[-1], state) for state in states)
@@ -82,7 +84,7 @@ def test_the_flat_control_has_no_reference_and_no_weight(ready) -> None:
 def test_the_running_mean_forgets_its_start_and_is_what_is_validated_and_kept(ready) -> None:
     config, problem, _, members, _, settings, schedule = ready
     first = schedule._replace(**{name: column[:1] for name, column in schedule._asdict().items()})
-    start = init_state(members, settings)
+    start = init_state(members, problem, settings)
     moved = start._replace(average=jax.tree.map(lambda leaf: leaf + 0.3, start.average))
     (one, info), (other, info_other) = (
         train(jax.random.key(2), problem, members, first, settings, state=jax.tree.map(jnp.copy, state))
@@ -100,7 +102,7 @@ def test_the_running_mean_forgets_its_start_and_is_what_is_validated_and_kept(re
 def test_kl_is_zero_at_the_reference_and_positive_away_from_it(ready) -> None:
     _, problem, _, members, _, settings, schedule = ready
     member = jax.tree.map(lambda leaf: leaf[0], members)
-    trained = jax.tree.map(lambda leaf: leaf[0], init_state(members, settings).trained)
+    trained = jax.tree.map(lambda leaf: leaf[0], init_state(members, problem, settings).trained)
     args = (jax.random.key(0), member, problem, schedule.row(0), jnp.asarray(0.0), settings)
     at_reference = value_and_grad(trained, *args)[0][1].kl
     assert abs(float(at_reference)) < 1e-4  # float32 round trip through the flow
@@ -134,10 +136,12 @@ def test_relative_entropy_of_normals_and_its_gradient() -> None:
 def test_gradients_reach_layers_offsets_and_shifts(ready) -> None:
     _, problem, _, members, _, settings, schedule = ready
     member = jax.tree.map(lambda leaf: leaf[0], members)
-    trained = jax.tree.map(lambda leaf: leaf[0] + 0.01, init_state(members, settings).trained)
+    trained = jax.tree.map(lambda leaf: leaf[0] + 0.01, init_state(members, problem, settings).trained)
     _, grads = value_and_grad(trained, jax.random.key(0), member, problem, schedule.row(2), jnp.asarray(0.0), settings)
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(grads))
-    assert bool(jnp.all(grads.offset != 0))
+    pinned = problem.surveys[0].calibration.offset_sigma == 0
+    assert bool(jnp.all((grads.calibration[0].offset != 0) != pinned))
+    assert int(pinned.sum()) == 1
     assert float(jnp.abs(grads.shift).max()) > 0
 
 
@@ -155,7 +159,8 @@ def test_settings_are_checked() -> None:
         ({"num_kl": 5000}, "num_kl"),
         ({"held_out": 0.0}, "held_out = 0.0"),
         ({"target_ratio": -1.0}, "target_ratio = -1.0"),
-        ({"offset_sigma": -0.1}, "must not be negative"),
+        ({"kl_tie_break": -0.1}, "must not be negative"),
+        ({"tilt": 1.5}, "tilt = 1.5"),
     ]:
         with pytest.raises(ValueError, match=words):
             FitConfig(**bad)

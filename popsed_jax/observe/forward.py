@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from popsed_jax.observe.emulated import (
@@ -17,9 +18,10 @@ from popsed_jax.observe.emulated import (
     select_filters,
     spectrum_flux,
 )
+from popsed_jax.observe.missing import MissingBands
 from popsed_jax.observe.noise import NoiseModel
 from popsed_jax.observe.photometry import PhotometryTable, build_photometry_table, flux
-from popsed_jax.observe.selection import SelectionConfig, detection_probability
+from popsed_jax.observe.selection import SelectionConfig, detection_probability, kept_probability
 from popsed_jax.parameters import ParameterSpace
 from popsed_jax.sps.config import ModelConfig
 from popsed_jax.sps.galaxy import GalaxyModel, build_galaxy_model
@@ -48,6 +50,8 @@ class ForwardModel:
         table: photometry, tabulated or emulated; the first `num_bands` filters are the catalogue's bands, the rest serve the
             selection.
         noise: the survey's noise, in the catalogue's bands.
+        selection: the survey's cuts.
+        missing: which bands galaxies lack; None: none.
     """
 
     galaxy: GalaxyModel
@@ -55,6 +59,7 @@ class ForwardModel:
     noise: NoiseModel
     selection: SelectionConfig = flax.struct.field(pytree_node=False)
     num_bands: int = flax.struct.field(pytree_node=False)
+    missing: MissingBands | None = None
 
     @property
     def space(self) -> ParameterSpace:
@@ -76,8 +81,50 @@ class ForwardModel:
         return self.noise.observe(key, self.flux(theta)[:, : self.num_bands], noise_divisor)
 
     def detection(self, theta: Float[Array, "num dim"]) -> Float[Array, " num"]:
-        """Probability that the survey keeps each galaxy."""
-        return detection_probability(self.flux(theta), self.table.filters, self.selection)
+        """Probability that the survey keeps each galaxy, over its noise."""
+        return self.detection_of(self.flux(theta))
+
+    def detection_of(self, flux: Float[Array, "num filter"]) -> Float[Array, " num"]:
+        """Probability that the survey keeps galaxies of these noise-free fluxes [maggies], over a median exposure's noise."""
+        bands = flux[:, : self.num_bands]
+        error = self._with_others(self.noise.width(bands, jnp.zeros_like(bands)), flux)
+        return detection_probability(flux, error, self.table.filters, self.selection)
+
+    def kept(
+        self,
+        flux: Float[Array, "num filter"],
+        observed: Float[Array, "num band"],
+        error: Float[Array, "num band"],
+    ) -> Float[Array, " num"]:
+        """Probability that the survey keeps galaxies that it observed like this.
+
+        Args:
+            flux: noise-free, in all filters [maggies].
+            observed, error: in the catalogue's bands [maggies].
+        """
+        if not self.selection.observed:
+            return self.detection_of(flux)
+        seen = jnp.concatenate([observed, flux[:, self.num_bands :]], axis=1)
+        return kept_probability(seen, self._with_others(error, flux), self.table.filters, self.selection)
+
+    def _with_others(self, error: Array, flux: Array) -> Array:
+        """Errors in all filters: none in those that are not among the bands."""
+        return jnp.concatenate([error, jnp.zeros_like(flux[:, self.num_bands :])], axis=1)
+
+
+def joint_detection(surveys: tuple[ForwardModel, ...], theta: Float[Array, "num dim"]) -> Float[Array, " num"]:
+    """Probability that at least one of several surveys keeps each galaxy, if each looked at it independently."""
+    return any_of([survey.detection(theta) for survey in surveys])
+
+
+def any_of(probabilities: Sequence[Float[Array, " num"]]) -> Float[Array, " num"]:
+    """Probability that at least one of independent events happens."""
+    if len(probabilities) == 1:
+        return probabilities[0]
+    missed = jnp.ones_like(probabilities[0])
+    for probability in probabilities:
+        missed = missed * (1.0 - probability)
+    return 1.0 - missed
 
 
 def build_forward_model(
@@ -88,6 +135,7 @@ def build_forward_model(
     model: ModelConfig | None = None,
     bounds: Mapping[str, tuple[float, float]] | None = None,
     emulator: Emulator | None = None,
+    missing: MissingBands | None = None,
 ) -> ForwardModel:
     """Load templates and filters and tabulate the photometry (a few seconds).
 
@@ -98,15 +146,18 @@ def build_forward_model(
         model: what a galaxy is made of.
         bounds: parameter bounds that differ from the model's own.
         emulator: takes the place of the tables.
+        missing: which bands galaxies lack.
 
     Raises:
-        ValueError: an emulator that was not trained for this model, these bounds or these filters.
+        ValueError: an emulator that was not trained for this model, these bounds or these filters; a selection that asks
+            for errors where there are none.
     """
     selection = selection or SelectionConfig()
+    selection.check(filters)
     galaxy = build_galaxy_model(model, bounds)
     extra = [name for name in selection.filters if name not in filters]
     table = _photometry(galaxy, [*filters, *extra], emulator)
-    return ForwardModel(galaxy, table, noise, selection=selection, num_bands=len(filters))
+    return ForwardModel(galaxy, table, noise, selection=selection, num_bands=len(filters), missing=missing)
 
 
 def _photometry(galaxy: GalaxyModel, filters: Sequence[str], emulator: Emulator | None) -> Photometry:

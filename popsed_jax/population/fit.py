@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +11,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from popsed_jax.flows.spline import FlowConfig, init_flow
-from popsed_jax.observe.forward import ForwardModel
 from popsed_jax.parameters import ParameterSpace
-from popsed_jax.population.objective import Member, Problem, validation_distance
+from popsed_jax.population.objective import Member, Problem
 from popsed_jax.population.reference import ReferenceConfig, build_library, draw_hyper, sample_reference
 from popsed_jax.population.schedules import Schedule
-from popsed_jax.population.space import SpaceName, build_space
+from popsed_jax.population.space import SpaceName
 from popsed_jax.population.train import EpochInfo, TrainSettings, TrainState, fit_flows, init_state, run_epoch
 from popsed_jax.transport import TransportConfig
 
@@ -41,11 +39,11 @@ class FitConfig:
         lambda_start: first weight of KL(q || q0), in units of the squared noise floor.
         lambda_rate: change of log lambda per epoch and unit of (target - ratio).
         kl_tie_break: weight of KL in the validation objective.
-        offset_sigma: prior width of each band's photometric offset [mag], for errors of templates and zero points (0.02 to
-            0.05 in photometric-redshift work: Ilbert+06, Brammer+08); 0: no offsets. The best-measured band is pinned.
         reference_draws, reference_steps, reference_batch: of the flows fitted to the reference.
-        reference_strength: how many galaxies the reference counts as, against one for the prior of offsets and shifts: how
+        reference_strength: how many galaxies the reference counts as, against one for the prior of calibration and shifts: how
             much dearer it is to bend the population than to move a zero point.
+        tilt: what the flow describes: the intrinsic population times p(kept | theta)^tilt. 1: the galaxies that the survey
+            keeps, from which all follow where it keeps some; 0: all that there are, most of which teach nothing.
         flat_control: also train one flow that starts flat and has no reference, to compare with.
     """
 
@@ -65,8 +63,8 @@ class FitConfig:
     lambda_start: float = 0.1
     lambda_rate: float = 0.8
     kl_tie_break: float = 0.05
-    offset_sigma: float = 0.03
     reference_strength: float = 100.0
+    tilt: float = 1.0
     reference_draws: int = 20_000
     reference_steps: int = 400
     reference_batch: int = 512
@@ -93,54 +91,13 @@ class FitConfig:
         for name in ("learning_rate", "validation_blur", "target_ratio", "lambda_start", "reference_strength"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"fit: {name} = {getattr(self, name)} must be positive")
-        if self.offset_sigma < 0 or self.lambda_rate < 0 or self.kl_tie_break < 0:
-            raise ValueError("fit: offset_sigma, lambda_rate and kl_tie_break must not be negative")
+        if self.lambda_rate < 0 or self.kl_tie_break < 0:
+            raise ValueError("fit: lambda_rate and kl_tie_break must not be negative")
+        if not 0.0 <= self.tilt <= 1.0:
+            raise ValueError(f"fit: tilt = {self.tilt} must be between 0 and 1")
 
 
 VALIDATION = 2**31 - 1  # folded into the training key; no epoch has this number
-
-
-class Floor(NamedTuple):
-    """The data's own split-half distance at the validation's sizes: mean and standard deviation over splits."""
-
-    mean: float
-    std: float
-
-
-def build_problem(
-    key: Array,
-    flux: Float[np.ndarray, "galaxy band"],
-    error: Float[np.ndarray, "galaxy band"],
-    forward: ForwardModel,
-    config: FitConfig,
-) -> tuple[Problem, Floor]:
-    """Split the catalogue, build the comparison space and measure the noise floor."""
-    key_split, key_floor = jax.random.split(key)
-    space = build_space(config.space, flux, error, np.asarray(forward.noise.softening, float))
-    mags = space.mags(jnp.asarray(flux))
-    order = jax.random.permutation(key_split, len(flux))
-    num_held = int(min(config.max_validation, config.held_out * len(flux)))
-    problem = Problem(
-        forward=forward,
-        space=space,
-        train=mags[order[num_held:]],
-        held_out=mags[order[:num_held]],
-        floor=jnp.ones(()),
-        free_bands=_free_bands(flux.shape[1], int(np.argmax(np.median(flux / error, axis=0))), config),
-    )
-    floor = noise_floor(key_floor, space.features(mags), num_held, config.validation_blur)
-    return dataclasses.replace(problem, floor=jnp.asarray(floor.mean)), floor
-
-
-def noise_floor(key: Array, features: Float[Array, "galaxy feature"], num: int, blur: float, repeats: int = 8) -> Floor:
-    """Distance between disjoint random parts of the data, as many galaxies each as the validation compares."""
-    distance = jax.jit(validation_distance)
-    num = min(num, features.shape[0] // 2)
-    values = []
-    for k in jax.random.split(key, repeats):
-        order = jax.random.permutation(k, features.shape[0])
-        values.append(float(distance(features[order[:num]], features[order[num : 2 * num]], blur)))
-    return Floor(float(np.mean(values)), float(np.std(values)))
 
 
 def build_members(
@@ -151,37 +108,52 @@ def build_members(
     Returns:
         The members, the flat control last when wanted, and the draws that their references were fitted to.
     """
-    forward, num = problem.forward, config.num_members
+    space, num = problem.parameters, config.num_members
     keys = jax.random.split(key, 6)
-    library = build_library(keys[0], forward, reference)
+    library = build_library(keys[0], problem.forwards[0], reference)
     draws = []
     for i in range(num):
         hyper = draw_hyper(jax.random.fold_in(keys[1], i), reference)
-        draws.append(sample_reference(jax.random.fold_in(keys[2], i), forward, hyper, library, config.reference_draws))
+        key_draw = jax.random.fold_in(keys[2], i)
+        draws.append(sample_reference(key_draw, problem.forwards, hyper, library, config.reference_draws, problem.tilt))
     theta = jnp.stack(draws)
-    u = forward.space.to_u(theta)
+    u = space.to_u(theta)
     flows, _ = fit_flows(jax.random.split(keys[3], num), u, flow, config.reference_steps, config.reference_batch)
     controlled = jnp.ones(num)
     if config.flat_control:
-        flat = init_flow(keys[4], len(forward.space), flow)
+        flat = init_flow(keys[4], len(space), flow)
         flows = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), flows, flat)
         controlled = jnp.append(controlled, 0.0)
-    scale = _shift_scale(forward.space, theta, reference)
-    galaxies = problem.train.shape[0]
-    bootstrap = jax.random.randint(keys[5], (len(controlled), galaxies), 0, galaxies)
-    return Member(flows, jnp.broadcast_to(scale, (len(controlled), len(scale))), bootstrap, controlled), theta
+    total, scale = len(controlled), _shift_scale(space, theta, reference)
+    each = jax.random.split(keys[5], (len(problem.surveys), 2))
+    bootstrap = tuple(_resample(k[0], total, survey.train) for k, survey in zip(each, problem.surveys, strict=True))
+    spectra = tuple(
+        None if survey.spectroscopy is None else _resample(k[1], total, survey.spectroscopy.mags)
+        for k, survey in zip(each, problem.surveys, strict=True)
+    )
+    return Member(flows, jnp.broadcast_to(scale, (total, len(scale))), bootstrap, spectra, controlled), theta
+
+
+def _resample(key: Array, num_members: int, galaxies: Float[Array, "galaxy band"]) -> Array:
+    """Numbers of galaxies, drawn with replacement for each member."""
+    num = galaxies.shape[0]
+    return jax.random.randint(key, (num_members, num), 0, num)
 
 
 def empty_members(
     problem: Problem, flow: FlowConfig, config: FitConfig
 ) -> tuple[Member, Float[Array, "member draw dim"]]:
     """Arrays of the shapes that `build_members` returns, for reading them back."""
-    dim, total = len(problem.forward.space), config.num_members + int(config.flat_control)
+    dim, total = len(problem.parameters), config.num_members + int(config.flat_control)
 
     def build() -> tuple[Member, Array]:
         flows = jax.vmap(lambda key: init_flow(key, dim, flow))(jax.random.split(jax.random.key(0), total))
-        bootstrap = jnp.zeros((total, problem.train.shape[0]), dtype=jnp.int32)
-        members = Member(flows, jnp.zeros((total, dim)), bootstrap, jnp.zeros(total))
+        bootstrap, spectra = [], []
+        for survey in problem.surveys:
+            bootstrap.append(jnp.zeros((total, survey.train.shape[0]), dtype=jnp.int32))
+            known = survey.spectroscopy
+            spectra.append(None if known is None else jnp.zeros((total, known.mags.shape[0]), dtype=jnp.int32))
+        members = Member(flows, jnp.zeros((total, dim)), tuple(bootstrap), tuple(spectra), jnp.zeros(total))
         return members, jnp.zeros((config.num_members, config.reference_draws, dim))
 
     return jax.jit(build)()
@@ -198,7 +170,7 @@ def train(
     start: int = 0,
 ) -> tuple[TrainState, list[EpochInfo]]:
     """Run the epochs from `start` on. The callback sees every epoch and may raise KeyboardInterrupt to stop."""
-    state = init_state(members, settings) if state is None else state
+    state = init_state(members, problem, settings) if state is None else state
     validation_key = jax.random.fold_in(key, VALIDATION)
     history = []
     for epoch in range(start, len(schedule.blur)):
@@ -211,15 +183,11 @@ def train(
     return state, history
 
 
-def train_settings(config: FitConfig, transport: TransportConfig, num_bands: int) -> TrainSettings:
+def train_settings(config: FitConfig, transport: TransportConfig) -> TrainSettings:
     """The static part of the settings."""
     names = {f.name for f in dataclasses.fields(TrainSettings)}
     shared = {name: value for name, value in dataclasses.asdict(config).items() if name in names}
-    return TrainSettings(
-        **shared | {"offset_sigma": config.offset_sigma or 1.0},
-        num_bands=num_bands,
-        transport=transport,
-    )
+    return TrainSettings(**shared, transport=transport)
 
 
 def _shift_scale(space: ParameterSpace, theta: Float[Array, "member draw dim"], reference: ReferenceConfig) -> Array:
@@ -230,8 +198,3 @@ def _shift_scale(space: ParameterSpace, theta: Float[Array, "member draw dim"], 
     step = jnp.minimum(0.5 * sigma, 0.05 * width)
     slope = (space.to_u(median + step) - space.to_u(median - step)) / jnp.where(step > 0, 2.0 * step, 1.0)
     return slope * sigma
-
-
-def _free_bands(num_bands: int, pinned: int, config: FitConfig) -> Array:
-    free = jnp.ones(num_bands).at[pinned].set(0.0)
-    return free if config.offset_sigma > 0 else jnp.zeros(num_bands)

@@ -11,28 +11,42 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from popsed_jax.flows.spline import SplineFlow
-from popsed_jax.observe.forward import ForwardModel
+from popsed_jax.observe.calibration import Calibration
+from popsed_jax.observe.forward import ForwardModel, any_of
+from popsed_jax.parameters import ParameterSpace
 from popsed_jax.population.schedules import Schedule
-from popsed_jax.population.space import ComparisonSpace
-from popsed_jax.transport import TransportMix, sinkhorn_divergence, transport_cost
+from popsed_jax.population.survey import MAX_WEIGHT, Recorded, Survey, observe, validation_distance, with_redshift
+from popsed_jax.transport import TransportMix, transport_cost
 
 
 @flax.struct.dataclass
 class Problem:
-    """What all members share: the physics, the space, the data. An argument of the compiled epoch, never closed over.
+    """What all members share: the physics, the data. An argument of the compiled epoch, never closed over.
 
     Attributes:
-        train, held_out: the catalogue's asinh magnitudes; the second part is only for the validation objective.
-        floor: noise floor, the distance of the data's split halves at the validation's sizes.
-        free_bands: 1 for bands whose photometric offset may move, 0 for the pinned one.
+        surveys: one or several, of one population.
+        tilt: the flow describes the intrinsic population times p(kept | theta)^tilt, kept by any of the surveys: 1 the
+            galaxies that they keep, 0 all that there are.
     """
 
-    forward: ForwardModel
-    space: ComparisonSpace
-    train: Float[Array, "galaxy band"]
-    held_out: Float[Array, "held band"]
-    floor: Float[Array, ""]
-    free_bands: Float[Array, " band"]
+    surveys: tuple[Survey, ...]
+    tilt: float = flax.struct.field(pytree_node=False, default=1.0)
+
+    @property
+    def forwards(self) -> tuple[ForwardModel, ...]:
+        """How each survey sees galaxies."""
+        return tuple(survey.forward for survey in self.surveys)
+
+    @property
+    def parameters(self) -> ParameterSpace:
+        """The galaxies' parameters."""
+        return self.surveys[0].forward.space
+
+    @property
+    def weighted(self) -> bool:
+        """Whether simulated galaxies carry weights: not where the flow's own galaxies are those that the survey keeps."""
+        cuts = [survey.forward.selection for survey in self.surveys if survey.forward.selection.cuts]
+        return bool(cuts) and (self.tilt != 1.0 or len(self.surveys) > 1 or any(cut.observed for cut in cuts))
 
 
 class Trained(NamedTuple):
@@ -40,12 +54,12 @@ class Trained(NamedTuple):
 
     Attributes:
         layers: the flow's coupling layers.
-        offset: photometric offset of each band [mag], model plus offset = data: the error of templates and zero points.
+        calibration: of each survey: zero points, template error and floors of the noise.
         shift: of the whole reference along each parameter, over its literature uncertainty (see `Member.shift_scale`).
     """
 
     layers: Any
-    offset: Float[Array, " band"]
+    calibration: tuple[Calibration, ...]
     shift: Float[Array, " dim"]
 
 
@@ -56,35 +70,77 @@ class Member(NamedTuple):
         reference: its reference population as a flow; the start and the anchor of the trained one.
         shift_scale: one standard deviation of the reference's systematic shift, in u. The literature's relations share
             systematic errors over all galaxies; a pure KL(q || q0) would take these for as unlikely as scatter.
-        bootstrap: its galaxies, drawn with replacement from the training part.
+        bootstrap: its galaxies of each survey, drawn with replacement from the training part.
+        spectra: its galaxies with redshifts, likewise; None where the fit uses none.
         controlled: 1 when its weight of the reference adapts, 0 when it stays zero (the flat-reference control).
     """
 
     reference: SplineFlow
     shift_scale: Float[Array, " dim"]
-    bootstrap: Array
+    bootstrap: tuple[Array, ...]
+    spectra: tuple[Array | None, ...]
     controlled: Float[Array, ""]
 
 
 class LossTerms(NamedTuple):
-    """Transport cost over the floor's, relative entropy to the reference [nat], prior of offsets and shifts."""
+    """Transport cost over the floor's, relative entropy to the reference [nat], prior of calibration and shifts."""
 
     transport: Float[Array, ""]
     kl: Float[Array, ""]
     penalty: Float[Array, ""]
 
 
-def simulate_mags(
-    key: Array, problem: Problem, flow: SplineFlow, offset: Array, num: int, noise_divisor: Array | float
-) -> tuple[Array, Array]:
-    """Draw galaxies and observe them: u and asinh magnitudes."""
+class Simulated(NamedTuple):
+    """Galaxies of a flow, as the surveys record them.
+
+    Attributes:
+        u: unconstrained parameters.
+        redshift: their redshifts.
+        recorded: by each survey.
+        weights: for each survey, masses that turn the flow's galaxies into those that it keeps; None: all alike.
+    """
+
+    u: Float[Array, "num dim"]
+    redshift: Float[Array, " num"]
+    recorded: tuple[Recorded, ...]
+    weights: tuple[Float[Array, " num"] | None, ...]
+
+
+def simulate(
+    key: Array,
+    problem: Problem,
+    flow: SplineFlow,
+    calibration: tuple[Calibration, ...],
+    num: int,
+    noise_divisor: Array | float,
+) -> Simulated:
+    """Draw galaxies, observe them with every survey, and weigh them."""
     key_flow, key_noise = jax.random.split(key)
     u = flow.sample(key_flow, num)
-    theta = problem.forward.space.to_theta(u)
-    scale = 10.0 ** (-0.4 * offset)
-    flux = problem.forward.flux(theta)[:, : problem.forward.num_bands] * scale
-    observed, _ = problem.forward.noise.observe(key_noise, flux, noise_divisor)
-    return u, problem.space.mags(observed)
+    theta = problem.parameters.to_theta(u)
+    recorded, weights = record(key_noise, problem, theta, calibration, noise_divisor)
+    return Simulated(u, theta[:, problem.parameters.index("redshift")], recorded, weights)
+
+
+def record(
+    key: Array,
+    problem: Problem,
+    theta: Float[Array, "num dim"],
+    calibration: tuple[Calibration, ...],
+    noise_divisor: Array | float = 1.0,
+) -> tuple[tuple[Recorded, ...], tuple[Float[Array, " num"] | None, ...]]:
+    """Observe galaxies with every survey; see `Simulated` for what it returns."""
+    redshift = theta[:, problem.parameters.index("redshift")]
+    fluxes = [survey.forward.flux(theta) for survey in problem.surveys]
+    recorded = tuple(
+        observe(jax.random.fold_in(key, i), survey, flux, redshift, part, noise_divisor)
+        for i, (survey, flux, part) in enumerate(zip(problem.surveys, fluxes, calibration, strict=True))
+    )
+    if not problem.weighted:
+        return recorded, (None,) * len(recorded)
+    kept = [survey.forward.detection_of(flux) for survey, flux in zip(problem.surveys, fluxes, strict=True)]
+    proposed = jnp.maximum(any_of(kept), 1e-6) ** problem.tilt
+    return recorded, tuple(jnp.minimum(part.kept / proposed, MAX_WEIGHT) for part in recorded)
 
 
 def relative_entropy(
@@ -108,42 +164,77 @@ def member_loss(
     log_lambda: Array,
     settings: Any,
 ) -> tuple[Array, LossTerms]:
-    """Transport between a simulated and an observed batch + lambda * KL(q || q0), both estimated on this batch.
+    """Transport between simulated and observed batches + lambda * KL(q || q0), both estimated on this batch.
 
     Args:
-        settings: a `FitConfig`.
+        settings: a `TrainSettings`.
     """
     key_draw, key_data, key_cost = jax.random.split(key, 3)
     flow = dataclasses.replace(member.reference, layers=trained.layers)
     num = settings.batch_size
-    u, mags = simulate_mags(key_draw, problem, flow, trained.offset, num, row.noise_divisor)
-    index = member.bootstrap[jax.random.randint(key_data, (num,), 0, member.bootstrap.shape[0])]
-    cost, _ = transport_cost(
-        key_cost,
-        problem.space.features(mags),
-        problem.space.features(problem.train[index]),
-        blur=row.blur,
-        mix=TransportMix(row.sliced, row.sinkhorn),
-        config=settings.transport,
-    )
-    kl = relative_entropy(u[: settings.num_kl], flow, trained.shift * member.shift_scale, member.reference)
-    penalty = 0.5 * (jnp.sum((trained.offset / settings.offset_sigma) ** 2) + jnp.sum(trained.shift**2))
+    model = simulate(key_draw, problem, flow, trained.calibration, num, row.noise_divisor)
+
+    def distance(key: Array, x: Array, y: Array, weights: Array | None) -> Array:
+        mix = TransportMix(row.sliced, row.sinkhorn)
+        return transport_cost(key, x, y, blur=row.blur, mix=mix, config=settings.transport, weights_x=weights)[0]
+
+    cost, penalty = jnp.zeros(()), 0.5 * jnp.sum(trained.shift**2)
+    for i, survey in enumerate(problem.surveys):
+        recorded, weights = model.recorded[i], model.weights[i]
+        keys = jax.random.split(jax.random.fold_in(key_data, i), 2)
+        pick = jax.random.randint(keys[0], (num,), 0, member.bootstrap[i].shape[0])
+        data = survey.train[member.bootstrap[i][pick]]
+        features = survey.space.features(recorded.mags), survey.space.features(data)
+        cost += distance(jax.random.fold_in(key_cost, i), *features, weights) / survey.floor**2
+        penalty += survey.calibration.penalty(trained.calibration[i])
+        spectra = member.spectra[i]
+        if survey.spectroscopy is not None and spectra is not None:
+            size = min(num, spectra.shape[0])
+            chosen = spectra[jax.random.randint(keys[1], (size,), 0, spectra.shape[0])]
+            pair = _redshifts_compared(survey, recorded, model.redshift, chosen)
+            known = _spectroscopic(recorded, weights)
+            cost += distance(jax.random.fold_in(key_cost, 1000 + i), *pair, known) / survey.spectroscopy.floor**2
+    kl = relative_entropy(model.u[: settings.num_kl], flow, trained.shift * member.shift_scale, member.reference)
     weight = member.controlled * jnp.exp(log_lambda)
-    # As in a Dirichlet-process prior: the reference counts as so many galaxies, the prior of offsets and shifts as one.
-    loss = cost / problem.floor**2 + weight * (kl + penalty / settings.reference_strength)
-    return loss, LossTerms(cost / problem.floor**2, kl, penalty)
+    # As in a Dirichlet-process prior: the reference counts as so many galaxies, the prior of calibration and shifts as one.
+    loss = cost + weight * (kl + penalty / settings.reference_strength)
+    return loss, LossTerms(cost, kl, penalty)
 
 
 def validation_ratio(key: Array, trained: Trained, member: Member, problem: Problem, settings: Any) -> Array:
-    """Distance of the model to the held-out data over the noise floor: full noise, final blur, fixed key and data."""
+    """Distance of the model to the held-out data over the noise floor: full noise, final blur, fixed key and data.
+
+    Of several surveys, and of redshifts beside photometry, the root of the mean square.
+    """
     flow = dataclasses.replace(member.reference, layers=trained.layers)
-    num = problem.held_out.shape[0]
-    _, mags = simulate_mags(key, problem, flow, trained.offset, num, 1.0)
-    features = problem.space.features(mags), problem.space.features(problem.held_out)
-    return validation_distance(*features, settings.validation_blur) / problem.floor
+    num = max(survey.held_out.shape[0] for survey in problem.surveys)
+    model = simulate(key, problem, flow, trained.calibration, num, 1.0)
+    ratios = []
+    for survey, recorded, weights in zip(problem.surveys, model.recorded, model.weights, strict=True):
+        held = survey.held_out.shape[0]
+        masses = None if weights is None else weights[:held]
+        features = survey.space.features(recorded.mags[:held]), survey.space.features(survey.held_out)
+        ratios.append(validation_distance(*features, settings.validation_blur, masses) / survey.floor)
+        if survey.spectroscopy is not None:
+            everything = jnp.arange(survey.spectroscopy.redshift.shape[0])
+            pair = _redshifts_compared(survey, recorded, model.redshift, everything)
+            known = _spectroscopic(recorded, weights)
+            ratios.append(validation_distance(*pair, settings.validation_blur, known) / survey.spectroscopy.floor)
+    return jnp.sqrt(jnp.mean(jnp.stack(ratios) ** 2))
 
 
-def validation_distance(x: Float[Array, "num feature"], y: Float[Array, "num feature"], blur: float) -> Array:
-    """Square root of the Sinkhorn divergence with a quadratic cost: a distance in units of the data's robust width."""
-    # Debiased divergences of finite samples can fall below zero by rounding when the clouds agree.
-    return jnp.sqrt(jnp.maximum(sinkhorn_divergence(x, y, blur), 1e-12))
+def _redshifts_compared(survey: Survey, recorded: Recorded, redshift: Array, chosen: Array) -> tuple[Array, Array]:
+    """Photometry and redshift of the model, and of the survey's chosen galaxies."""
+    spectroscopy = survey.spectroscopy
+    assert spectroscopy is not None
+    return (
+        with_redshift(survey, recorded.mags, redshift),
+        with_redshift(survey, spectroscopy.mags[chosen], spectroscopy.redshift[chosen]),
+    )
+
+
+def _spectroscopic(recorded: Recorded, weights: Array | None) -> Array | None:
+    """Masses of those whose redshifts the survey would know."""
+    if recorded.redshift_known is None:
+        return weights
+    return recorded.redshift_known if weights is None else weights * recorded.redshift_known

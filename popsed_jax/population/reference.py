@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from popsed_jax.observe.forward import ForwardModel
+from popsed_jax.observe.forward import ForwardModel, joint_detection
 from popsed_jax.parameters import ParameterSpace
 from popsed_jax.population.batching import map_batches
 
@@ -50,10 +50,12 @@ class ReferenceConfig:
             uncertainty of log_mstar is the systematic one between stellar-mass methods (Mobasher+15), not the fit's.
         density_evolution: d log10(phi) / d log10(1 + z); between Driver+22 and the z < 0.6 bins of Leja+20.
         quiescent_mass, quiescent_slope: quiescent fraction 1 - exp(-(M / 10^quiescent_mass)^slope) (Peng+10, eq. 2 and table 2).
+        quiescent_evolution: d quiescent_mass / d log10(1 + z) (Moustakas+13, sec. 5: the mass at which half are quiescent).
         main_sequence_offset, main_sequence_slope: added to the main sequence of Speagle+14, eq. 28, and to its slope [dex].
         main_sequence_scatter: [dex] (Speagle+14, sec. 4.3).
         quiescent_ssfr, quiescent_scatter: log10 sSFR of quiescent galaxies [1/yr] and its scatter (Brinchmann+04, Leja+22).
         metallicity_offset: added to the relation of Gallazzi+05 [dex].
+        metallicity_evolution: dex per log10(1 + z) (Gallazzi+14, sec. 5: 0.12 dex lower at z = 0.7).
         dust_star_forming: mean tau_v of star-forming galaxies at 10^10 Msun (Garn & Best 2010, times 0.44).
         dust_mass_slope: d log tau_v / d log mass for star-forming galaxies.
         dust_quiescent: mean tau_v of quiescent galaxies (exponential).
@@ -78,12 +80,14 @@ class ReferenceConfig:
     density_evolution: tuple[float, float] = (-0.5, 0.5)
     quiescent_mass: tuple[float, float] = (10.56, 0.10)
     quiescent_slope: tuple[float, float] = (0.80, 0.05)
+    quiescent_evolution: tuple[float, float] = (1.5, 0.5)
     main_sequence_offset: tuple[float, float] = (0.0, 0.10)
     main_sequence_slope: tuple[float, float] = (0.0, 0.05)
     main_sequence_scatter: tuple[float, float] = (0.30, 0.03)
     quiescent_ssfr: tuple[float, float] = (-11.9, 0.10)
     quiescent_scatter: tuple[float, float] = (0.40, 0.05)
     metallicity_offset: tuple[float, float] = (0.0, 0.08)
+    metallicity_evolution: tuple[float, float] = (-0.5, 0.3)
     dust_star_forming: tuple[float, float] = (0.40, 0.06)
     dust_mass_slope: tuple[float, float] = (0.20, 0.05)
     dust_quiescent: tuple[float, float] = (0.12, 0.03)
@@ -133,12 +137,18 @@ def log_mass_function(log_mass: Array, redshift: Array, hyper: dict[str, float])
     one = 10.0 ** hyper["log_phi1"] * x ** (hyper["alpha1"] + 1.0)
     two = 10.0 ** hyper["log_phi2"] * x ** (hyper["alpha2"] + 1.0)
     shape = jnp.log10(np.log(10.0) * (one + two)) - x / np.log(10.0)
-    return shape + hyper["density_evolution"] * jnp.log10((1.0 + redshift) / (1.0 + _SCHECHTER_REDSHIFT))
+    return shape + hyper["density_evolution"] * _growth(redshift)
 
 
-def quiescent_fraction(log_mass: Array, hyper: dict[str, float]) -> Array:
-    """Fraction of quiescent galaxies at a mass. (Peng+10, eq. 2)"""
-    return 1.0 - jnp.exp(-(10.0 ** (hyper["quiescent_slope"] * (log_mass - hyper["quiescent_mass"]))))
+def quiescent_fraction(log_mass: Array, redshift: Array, hyper: dict[str, float]) -> Array:
+    """Fraction of quiescent galaxies at a mass. (Peng+10, eq. 2, the mass evolving)"""
+    mass = hyper["quiescent_mass"] + hyper["quiescent_evolution"] * _growth(redshift)
+    return 1.0 - jnp.exp(-(10.0 ** (hyper["quiescent_slope"] * (log_mass - mass))))
+
+
+def _growth(redshift: Array) -> Array:
+    """log10(1 + z) since the redshift at which the relations are known."""
+    return jnp.log10((1.0 + redshift) / (1.0 + _SCHECHTER_REDSHIFT))
 
 
 def main_sequence(log_mass: Array, age_universe: Array, hyper: dict[str, float] | None = None) -> Array:
@@ -149,28 +159,36 @@ def main_sequence(log_mass: Array, age_universe: Array, hyper: dict[str, float] 
 
 
 def sample_reference(
-    key: Array, forward: ForwardModel, hyper: dict[str, float], library: Library, num: int
+    key: Array,
+    surveys: tuple[ForwardModel, ...],
+    hyper: dict[str, float],
+    library: Library,
+    num: int,
+    tilt: float = 1.0,
 ) -> Float[Array, "num dim"]:
-    """Draws of the reference as the survey detects it.
+    """Draws of the reference as the surveys detect it.
 
     Galaxies too faint at their redshift for any mass-to-light ratio are not proposed; the others are drawn from the volume,
     sent through the forward model and kept with their detection probability.
 
     Args:
+        surveys: whoever detects a galaxy.
         num: how many detected galaxies.
+        tilt: they are kept with this power of the detection probability; 0: all within the bounds.
 
     Raises:
         ValueError: the selection keeps next to nothing of the reference.
     """
     key_light, key = jax.random.split(key)
-    proposal = _build_proposal(key_light, forward, hyper, library)
+    forward = surveys[0]
+    proposal = _build_proposal(key_light, surveys, hyper, library, tilt)
     kept: list[np.ndarray] = []
     total, batch = 0, max(4 * num, 20_000)
     for attempt in range(60):
         keys = jax.random.split(jax.random.fold_in(key, attempt), 3)
         theta = _propose(keys[0], forward, hyper, library, proposal, batch)
-        probability = map_batches(ForwardModel.detection, forward, theta)
-        keep = np.asarray(jax.random.uniform(keys[1], (batch,)) < probability)
+        probability = map_batches(joint_detection, surveys, theta)
+        keep = np.asarray(jax.random.uniform(keys[1], (batch,)) < probability**tilt)
         kept.append(np.asarray(theta)[keep])
         total += int(keep.sum())
         if total >= num:
@@ -221,9 +239,15 @@ def build_library(key: Array, forward: ForwardModel, config: ReferenceConfig) ->
 
 
 def _build_proposal(
-    key: Array, forward: ForwardModel, hyper: dict[str, float], library: Library, pilot: int = 20_000
+    key: Array,
+    surveys: tuple[ForwardModel, ...],
+    hyper: dict[str, float],
+    library: Library,
+    tilt: float,
+    pilot: int = 20_000,
 ) -> _Proposal:
     """Number density on a grid, without the cells whose brightest galaxies stay undetected."""
+    forward = surveys[0]
     space = forward.space
     bounds, mass = space["redshift"], space["log_mass"]
     redshift = np.expm1(np.linspace(np.log1p(bounds.low), np.log1p(bounds.high), 241))
@@ -239,7 +263,7 @@ def _build_proposal(
     trial_z = jax.random.uniform(keys[0], (pilot,), minval=bounds.low, maxval=bounds.high)
     trial_mass = jax.random.uniform(keys[1], (pilot,), minval=mass.low, maxval=mass.high - 0.5)
     theta = _dress(keys[2], forward, hyper, library, trial_z, trial_mass)
-    seen = np.asarray(map_batches(ForwardModel.detection, forward, theta)) > 1e-3
+    seen = np.asarray(map_batches(joint_detection, surveys, theta)) ** tilt > 1e-3
     least = _lower_envelope(np.asarray(trial_z)[seen], np.asarray(trial_mass)[seen], z, margin=0.3)
     density = np.where(m[None, :] >= least[:, None], density, 0.0)
     if density.sum() == 0:
@@ -292,7 +316,7 @@ def _draw_unit_mass(
     """All parameters of galaxies of known redshift and surviving mass, but 1 Msun formed."""
     space, num = forward.space, len(redshift)
     keys = jax.random.split(key, 9)
-    quiescent = jax.random.uniform(keys[0], (num,)) < quiescent_fraction(log_mass, hyper)
+    quiescent = jax.random.uniform(keys[0], (num,)) < quiescent_fraction(log_mass, redshift, hyper)
     age_universe = forward.galaxy.cosmology.age(redshift)
     noise = jax.random.normal(keys[1], (num,))
     star_forming = main_sequence(log_mass, age_universe, hyper) - log_mass + hyper["main_sequence_scatter"] * noise
@@ -310,6 +334,7 @@ def _draw_unit_mass(
         kappa = theta[:, space.index("kappa1")] + hyper["history_offset"]
         theta = put(theta, "kappa1", _inside(space, "kappa1", kappa + hyper["history_slope"] * (log_mass - 10.8)))
     metallicity = jnp.interp(log_mass, _MZR_MASS, _MZR_MEDIAN) + hyper["metallicity_offset"]
+    metallicity = metallicity + hyper["metallicity_evolution"] * _growth(redshift)
     theta = put(theta, "redshift", redshift)
     theta = put(
         theta, "logzsol", truncated(keys[3], "logzsol", metallicity, jnp.interp(log_mass, _MZR_MASS, _MZR_SCATTER))

@@ -7,39 +7,64 @@ from typing import Literal, get_args
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from popsed_jax.observe.magnitudes import asinh_mag
 
 SpaceName = Literal["balanced", "photometry", "color", "magnitude", "whitened"]
 TAIL = 2.0
 _NORMAL_MAD = 1.4826  # standard deviation of a normal over its median absolute deviation
+_NUM_SWEEPS = 15  # of the expectation-maximisation behind `fill`
 
 
 @flax.struct.dataclass
 class ComparisonSpace:
     """A linear map of asinh magnitudes: finite and smooth for negative fluxes, of unit robust width for the data.
 
+    A magnitude that a galaxy lacks is written as a fixed linear function of those that it has, one function for each pattern
+    of missing bands, the same for simulated and observed galaxies. It is a coordinate, not a guess: whatever the function,
+    two populations that agree in what was measured agree here, and their patterns agree by `MissingBands`. So the minimum of
+    a distance is where it would be with any other function; a sensible one keeps the galaxy near its like.
+
     Attributes:
         softening: of the asinh magnitudes [maggies].
         matrix: features from magnitudes.
         center: the data's median features.
+        mean: of the data's magnitudes.
+        fill: for each pattern, from magnitudes less their mean to those with the missing ones filled in.
     """
 
     softening: Float[Array, " band"]
     matrix: Float[Array, "feature band"]
     center: Float[Array, " feature"]
+    mean: Float[Array, " band"]
+    fill: Float[Array, "pattern band band"]
 
-    def mags(self, flux: Float[Array, "*batch band"]) -> Float[Array, "*batch band"]:
-        """Asinh magnitudes."""
-        return asinh_mag(flux, self.softening)
+    def mags(
+        self, flux: Float[Array, "num band"], pattern: Int[Array, " num"] | None = None
+    ) -> Float[Array, "num band"]:
+        """Asinh magnitudes, those filled in that a pattern says are missing.
+
+        Args:
+            flux: [maggies]; what stands in a missing band does not matter.
+            pattern: of missing bands; None: none is.
+        """
+        mags = asinh_mag(flux, self.softening)
+        if pattern is None:
+            return mags
+        return self.mean + jnp.einsum("nij,nj->ni", self.fill[pattern], jnp.nan_to_num(mags - self.mean))
 
     def features(self, mags: Float[Array, "*batch band"]) -> Float[Array, "*batch feature"]:
         """Standardised features of asinh magnitudes; beyond `TAIL` widths from the median they grow as a logarithm.
 
         A quadratic cost would otherwise be ruled by a handful of galaxies with broken photometry.
         """
-        return TAIL * jnp.arcsinh((mags @ self.matrix.T - self.center) / TAIL)
+        return self.tame(mags @ self.matrix.T - self.center)
+
+    @staticmethod
+    def tame(standardised: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+        """Standardised values whose tails grow as a logarithm."""
+        return TAIL * jnp.arcsinh(standardised / TAIL)
 
 
 def build_space(
@@ -56,7 +81,7 @@ def build_space(
             width. "whitened" takes the principal axes of "color", each to unit variance but no finer than twice the noise:
             thin directions, where metallicity and dust differ, count as much as brightness. "balanced" takes those axes and
             each band's magnitude, so that the bands themselves are held too.
-        flux, error: of the catalogue [maggies].
+        flux, error: of the catalogue [maggies]; NaN where a galaxy lacks the band.
 
     Raises:
         ValueError: an unknown kind.
@@ -64,10 +89,11 @@ def build_space(
     if kind not in get_args(SpaceName):
         raise ValueError(f"fit: space = {kind!r} must be one of {', '.join(get_args(SpaceName))}")
     mags = np.asarray(asinh_mag(jnp.asarray(flux), jnp.asarray(softening)), float)
-    noise = np.median(
+    noise = np.nanmedian(
         2.5 / np.log(10.0) * error / np.hypot(flux, 2.0 * softening), axis=0
     )  # d mag / d flux of Lupton+99
     num = mags.shape[1]
+    mean, fill, mags = _fill_missing(mags)
     bands = _over_width(mags, np.eye(num))
     colors = _over_width(mags, np.eye(num)[:-1] - np.eye(num)[1:])
     color = np.concatenate([bands[[np.argmin(noise)]], colors])
@@ -79,7 +105,45 @@ def build_space(
         "balanced": lambda: np.concatenate([_whiten(mags, color, noise), bands]),
     }[kind]()
     center = np.median(mags @ matrix.T, axis=0)
-    return ComparisonSpace(jnp.asarray(softening), jnp.asarray(matrix), jnp.asarray(center))
+    return ComparisonSpace(*(jnp.asarray(part) for part in (softening, matrix, center, mean, fill)))
+
+
+def _fill_missing(mags: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean magnitudes, a map for each pattern (in the order of `np.unique`), and the magnitudes without gaps.
+
+    The maps are the regressions of a normal distribution whose moments are those of the data, found with the gaps in it by
+    expectation-maximisation (Little & Rubin 2002, sec. 11.2); magnitudes far outside are drawn in.
+    """
+    present = np.isfinite(mags)
+    patterns, which = np.unique(present, axis=0, return_inverse=True)
+    which, num = which.reshape(-1), mags.shape[1]
+    mean = np.nanmedian(mags, axis=0)
+    if present.all():
+        return mean, np.eye(num)[None], mags
+    spread = _NORMAL_MAD * np.nanmedian(np.abs(mags - mean), axis=0)
+    tame = np.clip(mags, mean - 5.0 * spread, mean + 5.0 * spread)
+    cov = np.diag(spread**2)
+    for _ in range(_NUM_SWEEPS):
+        fill = _regressions(cov, patterns)
+        moved = np.einsum("nij,nj->ni", fill[which], np.nan_to_num(tame - mean))
+        # What the regression leaves open, added to the scatter of the filled values.
+        open_ = np.stack([(cov - f @ cov) * np.outer(~p, ~p) for f, p in zip(fill, patterns, strict=True)])
+        extra = np.tensordot(np.bincount(which, minlength=len(patterns)) / len(mags), open_, axes=1)
+        shift = moved.mean(axis=0)
+        cov = np.cov(moved, rowvar=False, bias=True) + 0.5 * (extra + extra.T) + 1e-6 * np.eye(num)
+        mean = mean + shift
+    fill = _regressions(cov, patterns)
+    return mean, fill, mean + np.einsum("nij,nj->ni", fill[which], np.nan_to_num(mags - mean))
+
+
+def _regressions(cov: np.ndarray, patterns: np.ndarray) -> np.ndarray:
+    """Maps that keep what is there and predict what is not."""
+    fill = np.zeros((len(patterns), *cov.shape))
+    for row, there in zip(fill, patterns, strict=True):
+        row[there, there] = 1.0
+        if there.any() and not there.all():
+            row[np.ix_(~there, there)] = np.linalg.solve(cov[np.ix_(there, there)], cov[np.ix_(there, ~there)]).T
+    return fill
 
 
 def _over_width(mags: np.ndarray, matrix: np.ndarray) -> np.ndarray:

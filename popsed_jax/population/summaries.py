@@ -8,55 +8,112 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from scipy.stats import wasserstein_distance
 
-from popsed_jax.observe.forward import ForwardModel
-from popsed_jax.population.batching import map_batches
-from popsed_jax.population.objective import Problem, validation_distance
+from popsed_jax.observe.calibration import Calibration
+from popsed_jax.observe.forward import ForwardModel, joint_detection
+from popsed_jax.population.batching import BATCH, map_batches
+from popsed_jax.population.objective import Problem, record
 from popsed_jax.population.space import ComparisonSpace
+from popsed_jax.population.survey import Survey, validation_distance
 
 
 class Galaxies(NamedTuple):
-    """Simulated galaxies of one population.
+    """Simulated galaxies of one population, as each survey sees them.
 
     Attributes:
         theta: parameters.
         derived: derived properties by name.
-        mags: noisy asinh magnitudes.
+        detection: probability that any of the surveys keeps each.
+        mags: by survey: noisy asinh magnitudes, missing ones filled in (see `ComparisonSpace`).
+        present: by survey: which bands each has; None: all.
+        weights: by survey: masses that turn these galaxies into those that it keeps; None: all alike.
         member: flow that each came from.
     """
 
     theta: Float[np.ndarray, "num dim"]
     derived: Mapping[str, Float[np.ndarray, " num"]]
-    mags: Float[np.ndarray, "num band"]
+    detection: Float[np.ndarray, " num"]
+    mags: tuple[Float[np.ndarray, "num band"], ...]
+    present: tuple[Bool[np.ndarray, "num band"] | None, ...]
+    weights: tuple[Float[np.ndarray, " num"] | None, ...]
     member: np.ndarray
+
+    def quoted(self, survey: int) -> Float[np.ndarray, "num band"]:
+        """Magnitudes as the survey has them: NaN where a band is missing."""
+        present = self.present[survey]
+        return self.mags[survey] if present is None else np.where(present, self.mags[survey], np.nan)
+
+    def kept(self, rng: np.random.Generator, survey: int = 0) -> Galaxies:
+        """As many galaxies, drawn by their weights: those that the survey keeps."""
+        weights = self.weights[survey]
+        if weights is None:
+            return self
+        index = rng.choice(len(weights), len(weights), p=weights / weights.sum())
+        return jax.tree.map(lambda array: array[index], self)
 
 
 def observe_galaxies(
-    key: Array, problem: Problem, theta: Float[Array, "num dim"], member: Array, offset: Float[Array, "member band"]
+    key: Array,
+    problem: Problem,
+    theta: Float[Array, "num dim"],
+    member: Array,
+    calibration: tuple[Calibration, ...],
 ) -> Galaxies:
-    """Derived properties and photometry of given galaxies, with the offsets of the member that each came from."""
-    forward = problem.forward
-    flux = map_batches(ForwardModel.flux, forward, theta)[:, : forward.num_bands] * 10.0 ** (-0.4 * offset[member])
-    observed, _ = forward.noise.observe(key, flux)
-    derived = map_batches(ForwardModel.derived, forward, theta)
+    """Derived properties and photometry of given galaxies, with the calibration of the member that each came from."""
+    forwards = problem.forwards
+    each = jax.tree.map(lambda leaf: leaf[member], calibration)
+    pieces = []
+    # In pieces: the photometry of thousands of galaxies at once would take gigabytes.
+    for start in range(0, len(theta), BATCH):
+        piece = slice(start, start + BATCH)
+        part = jax.tree.map(lambda leaf, piece=piece: leaf[piece], each)
+        pieces.append(_record(jax.random.fold_in(key, start), problem, theta[piece], part))
+    recorded, weights = jax.tree.map(lambda *parts: np.concatenate(parts), *pieces)
+    derived = map_batches(ForwardModel.derived, forwards[0], theta)
     return Galaxies(
         np.asarray(theta),
         {name: np.asarray(value) for name, value in derived.items()},
-        np.asarray(problem.space.mags(observed)),
+        np.asarray(map_batches(joint_detection, forwards, theta)),
+        tuple(part.mags for part in recorded),
+        tuple(
+            None if forward.missing is None else np.asarray(forward.missing.patterns)[part.pattern]
+            for part, forward in zip(recorded, forwards, strict=True)
+        ),
+        weights,
         np.asarray(member),
     )
 
 
-def distance_to_data(problem: Problem, mags: Float[np.ndarray, "num band"], blur: float, repeats: int = 5) -> float:
+_record = jax.jit(record)
+
+
+def named_galaxies(forward: ForwardModel, theta: Float[np.ndarray, "num dim"]) -> dict[str, np.ndarray]:
+    """Parameters and derived properties by name."""
+    derived = map_batches(ForwardModel.derived, forward, jnp.asarray(theta))
+    named = {name: np.asarray(theta[:, i]) for i, name in enumerate(forward.space.names)}
+    return named | {name: np.asarray(values) for name, values in derived.items()}
+
+
+def distance_to_data(
+    survey: Survey,
+    mags: Float[np.ndarray, "num band"],
+    weights: Float[np.ndarray, " num"] | None,
+    blur: float,
+    repeats: int = 5,
+) -> float:
     """Validation distance of simulated galaxies to the held-out ones: mean over disjoint draws of the same size."""
-    size = problem.held_out.shape[0]
+    size = survey.held_out.shape[0]
     repeats = max(1, min(repeats, len(mags) // size))
     distance = jax.jit(validation_distance)
-    data = problem.space.features(problem.held_out)
-    parts = [problem.space.features(jnp.asarray(mags[i * size : (i + 1) * size])) for i in range(repeats)]
-    return float(np.mean([float(distance(part, data, blur)) for part in parts]))
+    data = survey.space.features(survey.held_out)
+    values = []
+    for i in range(repeats):
+        part = slice(i * size, (i + 1) * size)
+        masses = None if weights is None else jnp.asarray(weights[part])
+        values.append(float(distance(survey.space.features(jnp.asarray(mags[part])), data, blur, masses)))
+    return float(np.mean(values))
 
 
 def marginal_distances(
@@ -65,9 +122,16 @@ def marginal_distances(
     bands: tuple[str, ...],
     rng: np.random.Generator,
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """1-D Wasserstein distances [mag] of each band and each neighbouring colour, beside the data's split-half distance."""
+    """1-D Wasserstein distances [mag] of each band and each neighbouring colour, beside the data's split-half distance.
+
+    Args:
+        model, data: magnitudes; NaN where a galaxy lacks the band.
+    """
 
     def compare(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+        a, b = a[np.isfinite(a)], b[np.isfinite(b)]
+        if min(len(a), len(b)) < 2:
+            return {"wasserstein": float("nan"), "noise_floor": float("nan")}
         half = rng.permutation(len(b))
         floor = wasserstein_distance(b[half[: len(b) // 2]], b[half[len(b) // 2 :]])
         return {"wasserstein": float(wasserstein_distance(a, b)), "noise_floor": float(floor)}
@@ -78,6 +142,43 @@ def marginal_distances(
         for i in range(len(bands) - 1)
     }
     return by_band, by_color
+
+
+def calibration_metrics(
+    survey: Survey, calibration: Calibration, bands: tuple[str, ...], weights: Float[np.ndarray, " member"]
+) -> dict[str, Any]:
+    """What was learned of the calibration: mean and spread over the members, and how wide the prior was.
+
+    Args:
+        calibration: of all members.
+        weights: of the members; those without weight are left out.
+    """
+    model, chosen = survey.calibration, np.flatnonzero(weights > 0)
+    share = weights[chosen] / weights[chosen].sum()
+
+    def describe(values: Array | np.ndarray, sigma: Array | np.ndarray) -> list[dict[str, float]]:
+        table = np.asarray(values)[chosen]
+        mean = share @ table
+        spread = np.sqrt(share @ (table - mean) ** 2)
+        priors = np.broadcast_to(np.asarray(sigma), mean.shape)
+        return [
+            {"mean": float(m), "spread": float(s), "prior_sigma": float(p)}
+            for m, s, p in zip(mean, spread, priors, strict=True)
+        ]
+
+    offsets = describe(model.offsets(calibration), model.offset_sigma)
+    floors = describe(model.noise(calibration, survey.forward.noise).floor, model.floor_sigma)
+    found: dict[str, Any] = {
+        "zero_points": dict(zip(bands, offsets, strict=True)),
+        "floors": dict(zip(bands, floors, strict=True)),
+    }
+    if float(model.template_sigma) > 0.0:
+        wave = np.exp(np.asarray(model.knots))
+        errors = jax.vmap(lambda template: model.template_error(template, jnp.asarray(wave)))(calibration.template)
+        found["template_error"] = [
+            {"wave": float(w), **entry} for w, entry in zip(wave, describe(errors, model.template_sigma), strict=True)
+        ]
+    return found
 
 
 def redshift_metrics(

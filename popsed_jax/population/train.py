@@ -16,19 +16,19 @@ from popsed_jax.population.objective import LossTerms, Member, Problem, Trained,
 from popsed_jax.population.schedules import Schedule
 from popsed_jax.transport import TransportConfig
 
-# Shifts are in units of their uncertainty; at the networks' learning rate they would need thousands of steps for one.
+# Shifts and calibration are in units of their uncertainty; at the networks' learning rate they would need thousands of
+# steps for one. By these factors theirs is higher.
 SHIFT_RATE = 10.0
+CALIBRATION_RATE = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
     """Static settings of the compiled epoch (see `FitConfig` for their meaning)."""
 
-    num_bands: int
     batch_size: int
     num_kl: int
     steps_per_epoch: int
-    offset_sigma: float
     reference_strength: float
     lambda_start: float
     lambda_rate: float
@@ -43,7 +43,7 @@ class TrainState(NamedTuple):
     """Everything that changes, for all members (leading axis). A checkpoint is exactly this.
 
     Attributes:
-        trained: current flow layers and offsets.
+        trained: current flow layers, calibration and shifts.
         average: their mean over the last steps, exponentially weighted (Polyak & Juditsky 1992): what is validated and kept.
             A single state carries the noise of the last few batches, some hundredths of a magnitude in brightness.
         opt_state: Adam's moments.
@@ -123,12 +123,12 @@ def fit_flows(
     return jax.lax.platform_dependent(keys, u, cpu=in_turn, default=jax.vmap(fit_one))
 
 
-def init_state(members: Member, settings: TrainSettings) -> TrainState:
-    """Members at their references, without offsets."""
+def init_state(members: Member, problem: Problem, settings: TrainSettings) -> TrainState:
+    """Members at their references, with the calibration as quoted."""
     num = members.controlled.shape[0]
-    trained = Trained(
-        members.reference.layers, jnp.zeros((num, settings.num_bands)), jnp.zeros_like(members.shift_scale)
-    )
+    shift = jnp.zeros_like(members.shift_scale)
+    calibration = tuple(survey.calibration.start(num) for survey in problem.surveys)
+    trained = Trained(members.reference.layers, calibration, shift)
     worst = jnp.full(num, jnp.inf)
     state = TrainState(
         trained=trained,
@@ -172,10 +172,12 @@ def run_epoch(
         (loss, terms), grads = jax.vmap(grad_loss, in_axes=(0, 0, 0, None, None, 0, None))(
             trained, jax.random.split(key, num), members, problem, row, state.log_lambda, settings
         )
-        grads = grads._replace(offset=grads.offset * problem.free_bands)
         updates, opt_state = jax.vmap(optimiser.update)(grads, opt_state, trained)
         updates = jax.tree.map(lambda update: -row.learning_rate * update, updates)
-        updates = updates._replace(shift=SHIFT_RATE * updates.shift)
+        updates = updates._replace(
+            shift=SHIFT_RATE * updates.shift,
+            calibration=jax.tree.map(lambda update: CALIBRATION_RATE * update, updates.calibration),
+        )
         trained = optax.apply_updates(trained, updates)
         average = jax.tree.map(lambda mean, new: mean + (new - mean) / settings.average_steps, average, trained)
         return (trained, average, opt_state), (loss, terms)

@@ -1,4 +1,4 @@
-"""The survey's noise learned from its quoted errors, and what it keeps."""
+"""The survey's noise learned from its quoted errors."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from popsed_jax.observe.magnitudes import ab_mag, asinh_mag, asinh_mag_inverse
-from popsed_jax.observe.noise import fit_noise_model, fit_softening
-from popsed_jax.observe.selection import MagnitudeLimit, SelectionConfig, detection_probability
+from popsed_jax.observe.noise import NoiseConfig, fit_noise_model, fit_softening
 
 SKY, FRACTION, SCATTER = 1e-10, 0.02, 0.05  # of the `noise` fixture
 
@@ -61,7 +60,7 @@ class TestFit:
         np.testing.assert_allclose(quoted, 1e-9, rtol=1e-4)
 
     def test_errors(self):
-        with pytest.raises(ValueError, match="at least 20 galaxies, got 19"):
+        with pytest.raises(ValueError, match=r"at least 20 galaxies in every band, got \[19 19\]"):
             fit_noise_model(np.ones((19, 2)), np.ones((19, 2)))
         with pytest.raises(ValueError, match="positive errors in every band"):
             fit_noise_model(np.ones((30, 2)), np.zeros((30, 2)))
@@ -113,8 +112,76 @@ class TestObserve:
         assert float(jnp.median(quoted)) == pytest.approx(FRACTION * 1e-7, rel=0.06)
 
     def test_fit_carries_the_floor(self):
-        model = fit_noise_model(np.geomspace(1e-9, 1e-7, 40)[:, None], np.full((40, 1), 1e-9), floor=0.03)
+        model = fit_noise_model(np.geomspace(1e-9, 1e-7, 40)[:, None], np.full((40, 1), 1e-9), NoiseConfig(floor=0.03))
         np.testing.assert_allclose(model.floor, 0.03)
+
+    def test_deep_fields_stay_deep_in_all_bands(self):
+        """A catalogue of two depths, a factor of three apart in every band: so are the simulated errors."""
+        rng = np.random.default_rng(7)
+        flux = 10.0 ** rng.uniform(-9.0, -8.0, (4000, 2))
+        deep = rng.random(4000) < 0.65
+        error = np.where(deep, 1e-10, 3e-10)[:, None] * np.ones(2)
+        model = fit_noise_model(flux, error)
+        _, quoted = model.observe(jax.random.key(0), jnp.asarray(flux, jnp.float32))
+        shallow = np.asarray(quoted) > 1.7e-10
+        np.testing.assert_array_equal(shallow[:, 0], shallow[:, 1])
+        assert np.mean(shallow) == pytest.approx(0.35, abs=0.03)
+
+    def test_galaxies_without_a_band_do_not_count_in_it(self):
+        rng = np.random.default_rng(8)
+        flux = 10.0 ** rng.uniform(-9.0, -8.0, (500, 2))
+        error = np.full(flux.shape, 1e-10)
+        lacking = rng.random(500) < 0.4
+        whole = fit_noise_model(flux[~lacking], error[~lacking])
+        flux[lacking, 1], error[lacking, 1] = np.nan, np.nan
+        gaps = fit_noise_model(flux, error)
+        np.testing.assert_allclose(gaps.knots[1], whole.knots[1])
+        assert bool(jnp.all(jnp.isfinite(gaps.depths)))
+        with pytest.raises(ValueError, match=r"in every band, got \[500  10\]"):
+            fit_noise_model(flux, np.where(np.cumsum(~lacking)[:, None] > 10, [1e-10, np.nan], error))
+
+    @pytest.mark.parametrize(
+        ("config", "kurtosis", "correlation"),
+        [
+            (NoiseConfig(floor=0.0), 3.0, 0.0),
+            (NoiseConfig(floor=0.0, correlation=0.4), 3.0, 0.4),
+            # 3 (nu - 2) / (nu - 4), and 3 (1 - f + f s^4) / (1 - f + f s^2)^2.
+            (NoiseConfig(floor=0.0, degrees_of_freedom=12.0), 3.75, 0.0),
+            (NoiseConfig(floor=0.0, outlier_fraction=0.05, outlier_scale=3.0), 7.653, 0.0),
+        ],
+    )
+    def test_tails_and_correlation_have_their_closed_forms(self, config, kurtosis, correlation):
+        rng = np.random.default_rng(9)
+        flux = 10.0 ** rng.uniform(-9.0, -8.0, (100, 2))
+        model = fit_noise_model(flux, np.full(flux.shape, 1e-10), config)
+        at = jnp.full((100_000, 2), 5e-9)
+        noise = np.asarray(model.observe(jax.random.key(2), at)[0] - at, float) / 1e-10
+        excess = np.mean(noise**4) / np.mean(noise**2) ** 2
+        assert excess == pytest.approx(kurtosis, rel=0.06)
+        assert np.corrcoef(noise.T)[0, 1] == pytest.approx(correlation, abs=0.015)
+
+    def test_upper_limits_are_quoted_as_the_survey_does(self):
+        rng = np.random.default_rng(10)
+        flux = 10.0 ** rng.uniform(-10.0, -8.0, (100, 2))
+        model = fit_noise_model(flux, np.full(flux.shape, 1e-10), limits=np.array([3.0, 0.0]))
+        observed, error = model.observe(jax.random.key(3), jnp.zeros((2000, 2)))
+        assert float(jnp.min(observed[:, 0] / error[:, 0])) == pytest.approx(3.0, rel=1e-5)
+        assert np.mean(np.isclose(observed[:, 0] / error[:, 0], 3.0, rtol=1e-5)) > 0.99
+        assert float(jnp.min(observed[:, 1])) < -2e-10  # a band without limits keeps its negative fluxes
+
+    @pytest.mark.parametrize(
+        ("settings", "words"),
+        [
+            ({"floor": -0.1}, "floor = -0.1"),
+            ({"correlation": 1.0}, "correlation = 1.0"),
+            ({"degrees_of_freedom": 2.0}, "degrees_of_freedom = 2.0"),
+            ({"outlier_fraction": 0.7}, "outlier_fraction = 0.7"),
+            ({"outlier_scale": 0.5}, "outlier_scale = 0.5"),
+        ],
+    )
+    def test_settings_are_checked(self, settings, words):
+        with pytest.raises(ValueError, match=f"noise: {words}"):
+            NoiseConfig(**settings)
 
     def test_gradient_through_the_noise_is_finite(self, noise):
         def total(flux):
@@ -140,64 +207,3 @@ class TestMagnitudes:
         # 2 (softening / flux)^2: 1e-6 relative at a thousand softenings.
         flux = jnp.array([[1e-6]])
         np.testing.assert_allclose(asinh_mag(flux, jnp.array([1e-9])), ab_mag(flux), atol=1e-5)
-
-
-class TestSelection:
-    FILTERS = ("sdss_g0", "sdss_r0")
-
-    def flux(self, *mags):
-        return jnp.asarray(10.0 ** (-0.4 * np.array(mags)))
-
-    def test_half_at_the_limit(self):
-        selection = SelectionConfig((MagnitudeLimit("sdss_r0", 17.77, 0.1),))
-        probability = detection_probability(
-            self.flux([20.0, 17.77], [20.0, 17.67], [0.0, 17.87]), self.FILTERS, selection
-        )
-        # Phi(0), Phi(1), Phi(-1); a float32 magnitude is good to 2e-6, a fiftieth thousandth of the width.
-        np.testing.assert_allclose(probability, [0.5, 0.841345, 0.158655], atol=2e-5)
-
-    def test_limits_multiply(self):
-        one = MagnitudeLimit("sdss_r0", 18.0, 0.2)
-        two = MagnitudeLimit("sdss_g0", 18.5, 0.4)
-        flux = self.flux([18.4, 17.9], [18.9, 18.1])
-        both = detection_probability(flux, self.FILTERS, SelectionConfig((one, two)))
-        alone = [detection_probability(flux, self.FILTERS, SelectionConfig((limit,))) for limit in (one, two)]
-        np.testing.assert_allclose(both, alone[0] * alone[1], rtol=1e-6)
-
-    def test_none_keeps_everything(self):
-        flux = jnp.array([[-1.0, 0.0], [1e-30, 1.0]])
-        np.testing.assert_array_equal(detection_probability(flux, self.FILTERS, SelectionConfig()), 1.0)
-
-    def test_filters_in_order_and_once(self):
-        limits = [MagnitudeLimit(name, 20.0) for name in ("sdss_r0", "sdss_g0", "sdss_r0")]
-        assert SelectionConfig(tuple(limits)).filters == ("sdss_r0", "sdss_g0")
-
-    def test_missing_filter(self):
-        selection = SelectionConfig((MagnitudeLimit("sdss_i0", 20.0),))
-        with pytest.raises(ValueError, match="selection in sdss_i0, which is not among the filters sdss_g0, sdss_r0"):
-            detection_probability(self.flux([20.0, 20.0]), self.FILTERS, selection)
-
-    def test_undetected_and_its_gradient(self):
-        selection = SelectionConfig((MagnitudeLimit("sdss_r0", 25.0),))
-
-        def total(flux):
-            return detection_probability(flux, self.FILTERS, selection).sum()
-
-        slope = jax.jit(jax.grad(total))
-
-        flux = jnp.array([[0.0, 0.0], [-1e-9, -1e-9], [1e-25, 1e-25]])
-        assert float(total(flux)) == 0.0
-        assert bool(jnp.all(jnp.isfinite(slope(flux))))
-        assert float(jnp.abs(slope(self.flux([25.0, 25.0], [25.0, 25.0], [25.0, 25.0]))).max()) > 0.0
-
-    @pytest.mark.parametrize(
-        ("settings", "message"),
-        [
-            ({"limit": 50.0}, "limit = 50.0 in sdss_r0 is no AB magnitude between 0 and 40"),
-            ({"limit": float("nan")}, "limit = nan in sdss_r0"),
-            ({"limit": 18.0, "width": 0.0}, "width = 0.0 in sdss_r0 must be positive"),
-        ],
-    )
-    def test_errors(self, settings, message):
-        with pytest.raises(ValueError, match=f"selection: {message}"):
-            MagnitudeLimit("sdss_r0", **settings)

@@ -1,0 +1,103 @@
+"""A survey with a hard cut on noisy magnitudes: does the intrinsic population come back?
+
+python benchmarks/selection.py
+
+Mock: 20,000 galaxies with r < 19 as observed, where the signal-to-noise is 5; truth and reference differ as in recovery.py. The
+intrinsic population is that of all galaxies down to a magnitude below the cut. Compared in the visible region, where a galaxy is
+kept with a probability of at least 5 %: 1-D Wasserstein distance over the truth's standard deviation, and a classifier's accuracy
+in the plane of mass and star-formation rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from common import finish, with_fit
+
+import popsed_jax as pj
+from popsed_jax.diagnostics.twosample import classifier_accuracy, scaled_wasserstein
+from popsed_jax.observe.forward import ForwardModel, build_forward_model
+from popsed_jax.observe.noise import fit_noise_model
+from popsed_jax.observe.selection import MagnitudeLimit, SelectionConfig
+from popsed_jax.population.batching import map_batches
+from popsed_jax.population.intrinsic import VISIBLE, intrinsic_weights
+from popsed_jax.population.summaries import named_galaxies
+
+CUT = SelectionConfig((MagnitudeLimit("sdss_r0", 19.0, 0.01),))
+# Magnitude at which each band's signal-to-noise is 5.
+DEPTH = {"u": 20.0, "g": 19.7, "r": 19.0, "i": 18.7, "z": 18.2}
+COMPARED = ("redshift", "log_mass", "log_sfr")
+
+
+def survey(config: pj.RunConfig) -> ForwardModel:
+    """The shallow survey."""
+    rng = np.random.default_rng(0)
+    sky = np.array([10.0 ** (-0.4 * depth) / 5.0 for depth in DEPTH.values()])
+    flux = sky * 10.0 ** rng.uniform(-1.0, 4.0, (4000, len(sky)))
+    error = np.hypot(sky, 0.02 * flux) * 10.0 ** rng.normal(0.0, 0.03, flux.shape)
+    filters = [band.filter for band in config.catalog.resolved().bands]
+    noise = fit_noise_model(flux, error, config.noise)
+    return build_forward_model(filters, noise, selection=CUT, model=config.model, bounds=config.parameters)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/selection.json"))
+    parser.add_argument("--num", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--only", nargs="*", default=[], help="some of the variants")
+    args = parser.parse_args()
+    config = with_fit(pj.default_config(), seed=args.seed, flat_control=False)
+    forward = survey(config)
+    bands = tuple(band.name for band in config.catalog.resolved().bands)
+    key = jax.random.key(20_000 + args.seed)
+    mock = pj.simulate_mock(key, forward, config.mock, config.reference, args.num, bands)
+    detection = np.asarray(map_batches(ForwardModel.detection, forward, jnp.asarray(mock.intrinsic)))
+    seen = detection >= VISIBLE
+    truth = named_galaxies(forward, mock.intrinsic[seen])
+    print(f"{len(mock.intrinsic)} intrinsic, {len(mock.theta)} kept, {int(seen.sum())} intrinsic and visible")
+    catalog = pj.build_catalog("cut", bands, forward.table.filters[: len(bands)], mock.flux, mock.error)
+    selected = dataclasses.replace(config, selection=CUT)
+    variants = {
+        "divided by p(kept)": (selected, 1.0, True),
+        "the same, not divided": (selected, 1.0, False),
+        "tilted, p^0.5": (with_fit(selected, tilt=0.5), 0.5, True),
+        "selection ignored": (dataclasses.replace(config, selection=SelectionConfig()), 1.0, False),
+    }
+    rng, rows, fits = np.random.default_rng(0), [], {}
+    for name, (settings, tilt, divided) in variants.items():
+        if args.only and name not in args.only:
+            continue
+        kind = (settings.fit.tilt, bool(settings.selection.cuts))
+        fits[kind] = fits.get(kind) or pj.fit(catalog, settings)
+        samples, metrics = fits[kind].tables["samples"], fits[kind].metrics
+        theta = np.stack([np.asarray(samples[n]) for n in forward.space.names], axis=1)
+        p = np.asarray(map_batches(ForwardModel.detection, forward, jnp.asarray(theta, jnp.float32)))
+        weights = intrinsic_weights(p, tilt if divided else 0.0)
+        index = rng.choice(len(p), len(p), p=weights)
+        found = {n: np.asarray(samples[n])[index] for n in COMPARED}
+        distances = [scaled_wasserstein(found[n], truth[n]) for n in COMPARED]
+        plane = [np.column_stack([s["log_mass"], s["log_sfr"]]) for s in (found, truth)]
+        fraction = float(np.sum(weights * p))
+        effective = float(1.0 / np.sum(weights**2) / np.sum(p >= VISIBLE))
+        row = [name, *distances, classifier_accuracy(*plane), fraction, effective]
+        rows.append([*row, metrics["validation"]["ratio"], metrics["wall_seconds"]])
+        print(rows[-1])
+    columns = ["population", *(f"{name} W1/std" for name in COMPARED), "C2ST mass-SFR", "detected fraction"]
+    columns += ["effective share of draws", "distance / floor", "wall [s]"]
+    extra = {
+        "num_intrinsic": len(mock.intrinsic),
+        "num_kept": len(mock.theta),
+        "num_visible": int(seen.sum()),
+        "true_detected_fraction": float(np.mean(detection[seen])),
+    }
+    finish(f"Intrinsic population behind r < 19 (seed {args.seed})", columns, rows, args.out, extra)
+
+
+if __name__ == "__main__":
+    main()

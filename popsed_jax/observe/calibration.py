@@ -1,0 +1,142 @@
+"""What stands between a model's fluxes and a survey's: zero points, the error of templates, noise that is not quoted.
+
+All are learned with the population, each under a prior that says how far off it may be. One band is pinned: of the zero
+point that all share, and of every galaxy's mass, the data see the sum alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import flax.struct
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from popsed_jax.observe.filters import load_filter
+from popsed_jax.observe.noise import NoiseModel
+
+# Rest-frame wavelengths between which templates are allowed to be wrong [Angstrom]; knots evenly in their logarithm.
+_TEMPLATE_RANGE = (1000.0, 30_000.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationConfig:
+    """How far off calibration and templates may be: prior widths, 0 where nothing is learned.
+
+    Args:
+        offset_sigma: of each band's zero point [mag] (0.02 to 0.05 in photometric-redshift work: Ilbert+06, Brammer+08).
+        offset_sigmas: by band, where it differs from that.
+        pinned: the band whose zero point stays; the best-measured one unless given.
+        template_sigma: of the templates' error at each knot of a smooth function of rest-frame wavelength [mag] (0.02 to 0.1:
+            Brammer+08, fig. 3).
+        template_knots: knots of that function between 1,000 and 30,000 Angstrom.
+        floor_sigma: of the fractional noise that quoted errors leave out [dex about `noise.floor`].
+    """
+
+    offset_sigma: float = 0.03
+    offset_sigmas: dict[str, float] = dataclasses.field(default_factory=dict)
+    pinned: str | None = None
+    template_sigma: float = 0.0
+    template_knots: int = 12
+    floor_sigma: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        widths = {name: getattr(self, name) for name in ("offset_sigma", "template_sigma", "floor_sigma")}
+        widths |= {f"offset_sigmas.{band}": sigma for band, sigma in self.offset_sigmas.items()}
+        for name, value in widths.items():
+            if not (np.isfinite(value) and value >= 0.0):
+                raise ValueError(f"calibration: {name} = {value} must not be negative")
+        if self.template_knots < 2:
+            raise ValueError(f"calibration: template_knots = {self.template_knots} must be at least 2")
+
+
+class Calibration(NamedTuple):
+    """What is learned, each over its prior width, so that zero is no change and one is one standard deviation."""
+
+    offset: Float[Array, "*member band"]
+    template: Float[Array, "*member knot"]
+    floor: Float[Array, "*member band"]
+
+
+@flax.struct.dataclass
+class CalibrationModel:
+    """From calibration to fluxes.
+
+    Attributes:
+        wave: effective wavelengths of the bands [Angstrom].
+        knots: ln of the rest-frame wavelengths of the template error's knots.
+        offset_sigma: prior width of each band's zero point [mag]; 0 for the pinned one.
+        template_sigma: prior width of the template error at a knot [mag].
+        floor_sigma: prior width of log10 of the noise that is not quoted [dex].
+    """
+
+    wave: Float[Array, " band"]
+    knots: Float[Array, " knot"]
+    offset_sigma: Float[Array, " band"]
+    template_sigma: Float[Array, ""]
+    floor_sigma: Float[Array, ""]
+
+    def start(self, num_members: int) -> Calibration:
+        """No change, for each member."""
+        bands, knots = jnp.zeros((num_members, len(self.wave))), jnp.zeros((num_members, len(self.knots)))
+        return Calibration(bands, knots, bands)
+
+    def offsets(self, calibration: Calibration) -> Float[Array, "*member band"]:
+        """Zero points: model plus offset = data [mag]."""
+        return self.offset_sigma * calibration.offset
+
+    def template_error(
+        self, template: Float[Array, "*galaxy knot"], wave: Float[Array, "*batch"]
+    ) -> Float[Array, "*batch"]:
+        """Error of the templates at rest-frame wavelengths [Angstrom]: model plus error = data [mag].
+
+        Gaussians at the knots, as wide as the knots are apart, over their sum: smooth, and constant where the knots are.
+        """
+        distance = (jnp.log(wave)[..., None] - self.knots) / (self.knots[1] - self.knots[0])
+        share = jnp.exp(-0.5 * distance**2)
+        return self.template_sigma * jnp.sum(share * template[..., None, :], axis=-1) / jnp.sum(share, axis=-1)
+
+    def factors(self, calibration: Calibration, redshift: Float[Array, " num"]) -> Float[Array, "num band"]:
+        """Factors from the model's fluxes in the bands to the survey's."""
+        mags = self.offsets(calibration) + self.template_error(
+            calibration.template, self.wave / (1.0 + redshift[:, None])
+        )
+        return 10.0 ** (-0.4 * mags)
+
+    def noise(self, calibration: Calibration, noise: NoiseModel) -> NoiseModel:
+        """The noise with its learned floors."""
+        return dataclasses.replace(noise, floor=noise.floor * 10.0 ** (self.floor_sigma * calibration.floor))
+
+    def penalty(self, calibration: Calibration) -> Float[Array, ""]:
+        """Minus log of the prior, up to a constant."""
+        return 0.5 * sum((jnp.sum(part**2) for part in calibration), jnp.zeros(()))
+
+
+def build_calibration(
+    config: CalibrationConfig, bands: Sequence[str], filters: Sequence[str], signal_to_noise: Mapping[str, float]
+) -> CalibrationModel:
+    """Widths by band, with one pinned.
+
+    Args:
+        bands, filters: of the catalogue.
+        signal_to_noise: of a typical galaxy, by band.
+
+    Raises:
+        ValueError: a band that the catalogue does not have.
+    """
+    pinned = config.pinned or max(bands, key=lambda band: signal_to_noise[band])
+    for name in (pinned, *config.offset_sigmas):
+        if name not in bands:
+            raise ValueError(f"calibration: the catalogue has no band {name!r}; it has {', '.join(bands)}")
+    sigma = [0.0 if band == pinned else config.offset_sigmas.get(band, config.offset_sigma) for band in bands]
+    return CalibrationModel(
+        wave=jnp.array([load_filter(name).effective_wave for name in filters]),
+        knots=jnp.asarray(np.log(np.geomspace(*_TEMPLATE_RANGE, config.template_knots))),
+        offset_sigma=jnp.array(sigma),
+        template_sigma=jnp.asarray(config.template_sigma),
+        floor_sigma=jnp.asarray(config.floor_sigma),
+    )

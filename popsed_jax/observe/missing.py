@@ -1,0 +1,73 @@
+"""Missing bands as part of the observing conditions: a simulated galaxy lacks the bands that a real one like it lacks.
+
+Whether a galaxy lacks a band may depend on where it is and on how bright it is in the band that most galaxies have, the
+anchor; not on what the missing band would have shown (missing at random given the anchor: Rubin 1976).
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+# A pattern is that of one of so many neighbours in brightness to either side: enough to vary, few enough to follow the anchor.
+_NEIGHBOURS = 25
+
+
+@flax.struct.dataclass
+class MissingBands:
+    """Patterns of the bands that galaxies have.
+
+    Attributes:
+        patterns: which bands each kind of galaxy has.
+        anchor_flux: of the real galaxies that have the anchor, increasing [maggies].
+        pattern: of those galaxies, in the same order, then of those without the anchor.
+        anchor: number of the anchor band.
+    """
+
+    patterns: Bool[Array, "pattern band"]
+    anchor_flux: Float[Array, " anchored"]
+    pattern: Int[Array, " galaxy"]
+    anchor: int = flax.struct.field(pytree_node=False)
+
+    def draw(self, key: Array, observed: Float[Array, "num band"]) -> Int[Array, " num"]:
+        """The pattern of galaxies with these observed fluxes: that of a real galaxy as bright in the anchor."""
+        num, anchored, total = observed.shape[0], self.anchor_flux.shape[0], self.pattern.shape[0]
+        keys = jax.random.split(key, 3)
+        rank = jnp.searchsorted(self.anchor_flux, observed[:, self.anchor])
+        near = rank + jax.random.randint(keys[0], (num,), -_NEIGHBOURS, _NEIGHBOURS + 1)
+        row = jnp.clip(near, 0, anchored - 1)
+        if anchored < total:
+            without = jax.random.randint(keys[1], (num,), anchored, total)
+            row = jnp.where(jax.random.uniform(keys[2], (num,)) < 1.0 - anchored / total, without, row)
+        return self.pattern[row]
+
+
+def build_missing_bands(
+    flux: Float[np.ndarray, "galaxy band"],
+) -> tuple[MissingBands | None, Int[np.ndarray, " galaxy"]]:
+    """Patterns of a catalogue, and each galaxy's; None where no galaxy lacks a band.
+
+    Args:
+        flux: [maggies], NaN where a galaxy lacks the band.
+    """
+    present = np.isfinite(flux)
+    patterns, pattern = np.unique(present, axis=0, return_inverse=True)
+    pattern = pattern.reshape(-1)
+    if present.all():
+        return None, pattern
+    anchor = int(np.argmax(present.sum(axis=0)))
+    having = np.flatnonzero(present[:, anchor])
+    having = having[np.argsort(flux[having, anchor], kind="stable")]
+    order = np.concatenate([having, np.flatnonzero(~present[:, anchor])])
+    return (
+        MissingBands(
+            patterns=jnp.asarray(patterns),
+            anchor_flux=jnp.asarray(flux[having, anchor]),
+            pattern=jnp.asarray(pattern[order].astype(np.int32)),
+            anchor=anchor,
+        ),
+        pattern,
+    )

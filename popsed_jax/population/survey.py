@@ -1,0 +1,238 @@
+"""One survey's part in a fit: what it recorded, how it records, and the space in which the two are compared."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from popsed_jax.observe.calibration import Calibration, CalibrationModel
+from popsed_jax.observe.forward import ForwardModel
+from popsed_jax.observe.missing import build_missing_bands
+from popsed_jax.observe.selection import SelectionConfig
+from popsed_jax.population.space import ComparisonSpace, SpaceName, build_space
+from popsed_jax.transport import sinkhorn_divergence
+
+# A galaxy that the survey keeps though next to none of its kind are kept counts as this many at most: the tail of an
+# importance weight, whose variance has no bound.
+MAX_WEIGHT = 10.0
+_MIN_SPECTRA = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class SpectroscopyConfig:
+    """Whether the fit may see redshifts.
+
+    Args:
+        fraction: of the galaxies with a spectroscopic redshift that the fit may use, drawn at random; 0: photometry alone. The
+            others remain for the report.
+        success: the chance that a galaxy of the catalogue has a redshift, as cuts on its photometry; none: the same for all.
+    """
+
+    fraction: float = 0.0
+    success: SelectionConfig = dataclasses.field(default_factory=SelectionConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        if not 0.0 <= self.fraction <= 1.0:
+            raise ValueError(f"spectroscopy: fraction = {self.fraction} must be between 0 and 1")
+
+
+class Observations(NamedTuple):
+    """A catalogue's arrays.
+
+    Attributes:
+        flux, error: [maggies]; NaN where a galaxy lacks the band.
+        redshift: NaN where the fit may not know it; None: nowhere.
+    """
+
+    flux: Float[np.ndarray, "galaxy band"]
+    error: Float[np.ndarray, "galaxy band"]
+    redshift: Float[np.ndarray, " galaxy"] | None = None
+
+
+@flax.struct.dataclass
+class Spectroscopy:
+    """Galaxies whose redshifts the fit may see.
+
+    Attributes:
+        mags: asinh magnitudes.
+        redshift: their redshifts.
+        center, scale: a redshift enters the distance as (redshift - center) * scale.
+        floor: the noise floor of photometry and redshift together, for all of these against as many draws as the validation's.
+        success: the chance that a galaxy of the catalogue has a redshift, as cuts on its photometry.
+    """
+
+    mags: Float[Array, "galaxy band"]
+    redshift: Float[Array, " galaxy"]
+    center: Float[Array, ""]
+    scale: Float[Array, ""]
+    floor: Float[Array, ""]
+    success: SelectionConfig = flax.struct.field(pytree_node=False)
+
+
+@flax.struct.dataclass
+class Survey:
+    """What is fixed in a fit, for one survey.
+
+    Attributes:
+        calibration: what may be wrong with zero points, templates and quoted errors.
+        train, held_out: the catalogue's asinh magnitudes; the second part is only for the validation objective.
+        floor: noise floor, the distance of the data's split halves at the validation's sizes.
+        spectroscopy: galaxies whose redshifts are compared too; None: photometry alone.
+    """
+
+    forward: ForwardModel
+    space: ComparisonSpace
+    calibration: CalibrationModel
+    train: Float[Array, "galaxy band"]
+    held_out: Float[Array, "held band"]
+    floor: Float[Array, ""]
+    spectroscopy: Spectroscopy | None = None
+
+
+class Recorded(NamedTuple):
+    """Simulated galaxies as the survey records them.
+
+    Attributes:
+        mags: asinh magnitudes, missing ones filled in (see `ComparisonSpace`).
+        pattern: of missing bands; None: none is.
+        kept: probability that the survey keeps a galaxy that looks like this.
+        redshift_known: probability that it has its redshift; None: that of all others.
+    """
+
+    mags: Float[Array, "num band"]
+    pattern: Int[Array, " num"] | None
+    kept: Float[Array, " num"]
+    redshift_known: Float[Array, " num"] | None
+
+
+def observe(
+    key: Array,
+    survey: Survey,
+    flux: Float[Array, "num filter"],
+    redshift: Float[Array, " num"],
+    calibration: Calibration,
+    noise_divisor: Array | float = 1.0,
+) -> Recorded:
+    """Record galaxies of known noise-free fluxes [maggies, all filters].
+
+    Args:
+        calibration: of all galaxies, or of each.
+    """
+    forward, spectroscopy = survey.forward, survey.spectroscopy
+    bands = flux[:, : forward.num_bands] * survey.calibration.factors(calibration, redshift)
+    noise = survey.calibration.noise(calibration, forward.noise)
+    observed, error = noise.observe(key, bands, noise_divisor)
+    pattern = None
+    if forward.missing is not None:
+        pattern = forward.missing.draw(jax.random.fold_in(key, 1), observed)
+    known = None
+    if spectroscopy is not None and spectroscopy.success.cuts:
+        known = dataclasses.replace(forward, selection=spectroscopy.success).kept(flux, observed, error)
+    return Recorded(survey.space.mags(observed, pattern), pattern, forward.kept(flux, observed, error), known)
+
+
+def with_redshift(
+    survey: Survey, mags: Float[Array, "num band"], redshift: Float[Array, " num"]
+) -> Float[Array, "num feature"]:
+    """Photometric features and the redshift, on the scale that the distance sees."""
+    spectroscopy = survey.spectroscopy
+    assert spectroscopy is not None
+    scaled = survey.space.tame((redshift - spectroscopy.center) * spectroscopy.scale)
+    return jnp.concatenate([survey.space.features(mags), scaled[:, None]], axis=1)
+
+
+def validation_distance(
+    x: Float[Array, "num feature"],
+    y: Float[Array, "other feature"],
+    blur: float,
+    weights: Float[Array, " num"] | None = None,
+) -> Array:
+    """Square root of the Sinkhorn divergence with a quadratic cost: a distance in units of the data's robust width."""
+    # Debiased divergences of finite samples can fall below zero by rounding when the clouds agree.
+    return jnp.sqrt(jnp.maximum(sinkhorn_divergence(x, y, blur, weights_x=weights), 1e-12))
+
+
+class Floor(NamedTuple):
+    """The data's own split-half distance at the validation's sizes: mean and standard deviation over splits."""
+
+    mean: float
+    std: float
+
+
+def noise_floor(key: Array, features: Float[Array, "galaxy feature"], num: int, blur: float, repeats: int = 8) -> Floor:
+    """Distance between disjoint random parts of the data, as many galaxies each as the validation compares."""
+    distance = jax.jit(validation_distance)
+    num = min(num, features.shape[0] // 2)
+    values = []
+    for k in jax.random.split(key, repeats):
+        order = jax.random.permutation(k, features.shape[0])
+        values.append(float(distance(features[order[:num]], features[order[num : 2 * num]], blur)))
+    return Floor(float(np.mean(values)), float(np.std(values)))
+
+
+def prepare_survey(
+    key: Array,
+    data: Observations,
+    forward: ForwardModel,
+    calibration: CalibrationModel,
+    space: SpaceName,
+    held_out: float,
+    max_validation: int,
+    blur: float,
+    success: SelectionConfig,
+) -> tuple[Survey, Floor]:
+    """Split the catalogue, build the comparison space and measure the noise floors.
+
+    Args:
+        space, held_out, max_validation, blur: see `FitConfig`.
+        success: see `Spectroscopy`.
+
+    Raises:
+        ValueError: a handful of redshifts, from which no distance can be measured.
+    """
+    key_split, key_floor, key_spectra = jax.random.split(key, 3)
+    built = build_space(space, data.flux, data.error, np.asarray(forward.noise.softening, float))
+    missing, pattern = build_missing_bands(data.flux)
+    mags = built.mags(jnp.asarray(data.flux), None if missing is None else jnp.asarray(pattern))
+    order = jax.random.permutation(key_split, len(mags))
+    num_held = int(min(max_validation, held_out * len(mags)))
+    floor = noise_floor(key_floor, built.features(mags), num_held, blur)
+    survey = Survey(
+        forward=dataclasses.replace(forward, missing=missing),
+        space=built,
+        calibration=calibration,
+        train=mags[order[num_held:]],
+        held_out=mags[order[:num_held]],
+        floor=jnp.asarray(floor.mean),
+    )
+    if data.redshift is None:
+        return survey, floor
+    known = np.flatnonzero(np.isfinite(data.redshift))
+    if len(known) < _MIN_SPECTRA:
+        raise ValueError(
+            f"spectroscopy: {len(known)} redshifts are too few to compare populations; give at least {_MIN_SPECTRA}"
+        )
+    z = data.redshift[known]
+    width = max(float(np.subtract(*np.percentile(z, [84, 16]))) / 2.0, 1e-3)
+    spectroscopy = Spectroscopy(
+        mags=mags[known],
+        redshift=jnp.asarray(z),
+        center=jnp.asarray(np.median(z)),
+        scale=jnp.asarray(1.0 / width),
+        floor=jnp.ones(()),
+        success=success,
+    )
+    survey = dataclasses.replace(survey, spectroscopy=spectroscopy)
+    halves = noise_floor(key_spectra, with_redshift(survey, mags[known], spectroscopy.redshift), len(known), blur)
+    # The square of a distance between samples of one population goes as 1 / n + 1 / m.
+    half = len(known) // 2
+    scaled = halves.mean * np.sqrt((1.0 / num_held + 1.0 / len(known)) / (2.0 / half))
+    spectroscopy = dataclasses.replace(spectroscopy, floor=jnp.asarray(scaled))
+    return dataclasses.replace(survey, spectroscopy=spectroscopy), floor

@@ -1,0 +1,71 @@
+"""Galaxies drawn from a finished run: those that the survey keeps, or all that there are where it can see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+from astropy.table import Table
+
+from popsed_jax.catalog import read_catalog
+from popsed_jax.config import load_config
+from popsed_jax.observe.forward import joint_detection
+from popsed_jax.population.batching import map_batches
+from popsed_jax.population.intrinsic import VISIBLE, intrinsic_weights
+from popsed_jax.population.model import load_population
+from popsed_jax.run_tables import describe_columns
+from popsed_jax.surveys import build_survey
+
+Galaxies = Literal["as-detected", "intrinsic"]
+_SPARE = 8  # draws for each galaxy wanted, where they are drawn again by weight
+
+
+def sample_run(run: Path, num: int, seed: int = 0, galaxies: Galaxies = "as-detected") -> Table:
+    """Named galaxies with units.
+
+    Args:
+        run: run directory, or its population folder (enough for as-detected galaxies of a run without `tilt`).
+        galaxies: "as-detected" are those that the surveys keep; "intrinsic" all that there are, of the kinds that they keep
+            with a probability of at least 5 %, for which the run's catalogue and templates are read again.
+
+    Raises:
+        StorageError: no population there.
+        ValueError: the run directory is needed, and this is the population alone.
+    """
+    folder = run / "population" if (run / "population").is_dir() else run
+    population = load_population(folder)
+    tilt = float(population.meta.get("tilt", 1.0))
+    wanted = 1.0 if galaxies == "as-detected" else 0.0
+    selected = population.meta.get("selection") != "intrinsic"
+    key = jax.random.key(seed)
+    if tilt == wanted or not selected:
+        theta = np.asarray(population.sample_members(key, num)[0])
+        detection = None
+    else:
+        theta, _ = population.sample_members(key, max(_SPARE * num, 4096))
+        detection = np.asarray(map_batches(joint_detection, _surveys(run), theta))
+        theta = np.asarray(theta)
+        weights = detection ** (wanted - tilt) if wanted else intrinsic_weights(detection, tilt)
+        rng = np.random.default_rng(seed)
+        index = rng.choice(len(theta), num, p=weights / weights.sum())
+        theta, detection = theta[index], detection[index]
+    table = Table({name: theta[:, i] for i, name in enumerate(population.names)})
+    if detection is not None:
+        table["detection"] = detection
+    table.meta["selection"] = galaxies if selected else "intrinsic"
+    if detection is not None and not wanted:
+        table.meta["visible_above"] = VISIBLE
+    return describe_columns(table, population.space)
+
+
+def _surveys(run: Path) -> tuple:
+    """How the run's surveys see galaxies."""
+    path = run / "config.toml"
+    if not path.is_file():
+        raise ValueError(f"{run} has no config.toml: intrinsic galaxies need the whole run directory")
+    config = load_config(path)
+    return tuple(
+        build_survey(read_catalog(survey.catalog), config, number) for number, survey in enumerate(config.all_surveys)
+    )

@@ -1,0 +1,119 @@
+"""From catalogues and settings to what a fit compares: forward models, the data's share that the fit may see, noise floors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool
+
+from popsed_jax.catalog import Catalog
+from popsed_jax.config import RunConfig, SurveyConfig
+from popsed_jax.emulators import load_emulator
+from popsed_jax.observe.calibration import CalibrationModel, build_calibration
+from popsed_jax.observe.forward import ForwardModel, build_forward_model
+from popsed_jax.observe.missing import build_missing_bands
+from popsed_jax.observe.noise import fit_noise_model
+from popsed_jax.population.objective import Problem
+from popsed_jax.population.survey import Floor, Observations, prepare_survey
+
+
+class Prepared(NamedTuple):
+    """What a fit compares.
+
+    Attributes:
+        floors: of each survey.
+        used: of each survey: galaxies whose redshifts the fit sees.
+    """
+
+    problem: Problem
+    floors: tuple[Floor, ...]
+    used: tuple[Bool[np.ndarray, " galaxy"], ...]
+
+
+def build_survey(catalog: Catalog, config: RunConfig, number: int = 0) -> ForwardModel:
+    """The forward model of a catalogue: its filters, its noise learned from its errors, its selection, its missing bands.
+
+    Args:
+        number: which of the settings' surveys it is.
+
+    Raises:
+        StorageError: the settings name an emulator that cannot be read.
+        ValueError: one that does not cover this run; cuts that the catalogue cannot have made.
+    """
+    survey = config.all_surveys[number]
+    emulator = None if config.emulator is None else load_emulator(config.emulator)
+    return build_forward_model(
+        catalog.filters,
+        fit_noise_model(catalog.flux, catalog.flux_error, survey.noise, np.array(catalog.upper_limits)),
+        selection=survey.selection,
+        model=config.model,
+        bounds=config.parameters,
+        emulator=emulator,
+        missing=build_missing_bands(catalog.flux)[0],
+    )
+
+
+def prepare_problem(key: Array, catalogs: Sequence[Catalog], config: RunConfig) -> Prepared:
+    """Everything that stays fixed in a fit.
+
+    Raises:
+        ValueError: as `build_survey`; as many catalogues as the settings have surveys are needed; redshifts are asked for
+            that a catalogue does not have.
+    """
+    settings = config.all_surveys
+    if len(catalogs) != len(settings):
+        raise ValueError(f"the settings describe {len(settings)} surveys, but there are {len(catalogs)} catalogues")
+    surveys, floors, all_used = [], [], []
+    for number, (catalog, survey) in enumerate(zip(catalogs, settings, strict=True)):
+        forward = build_survey(catalog, config, number)
+        used = choose_spectra(catalog, survey, config.fit.seed)
+        redshift = np.where(used, catalog.redshift, np.nan) if used.any() and catalog.redshift is not None else None
+        prepared, floor = prepare_survey(
+            jax.random.fold_in(key, number),
+            Observations(catalog.flux, catalog.flux_error, redshift),
+            forward,
+            calibration_of(catalog, survey),
+            config.fit.space,
+            config.fit.held_out,
+            config.fit.max_validation,
+            config.fit.validation_blur,
+            survey.spectroscopy.success,
+        )
+        surveys.append(prepared)
+        floors.append(floor)
+        all_used.append(used)
+    return Prepared(Problem(tuple(surveys), tilt=config.fit.tilt), tuple(floors), tuple(all_used))
+
+
+def calibration_of(catalog: Catalog, survey: SurveyConfig) -> CalibrationModel:
+    """What may be wrong with a catalogue's calibration; the best-measured band is pinned unless the settings say which."""
+    quality = np.nanmedian(catalog.flux / catalog.flux_error, axis=0)
+    return build_calibration(
+        survey.calibration,
+        catalog.bands,
+        catalog.filters,
+        dict(zip(catalog.bands, quality.tolist(), strict=True)),
+    )
+
+
+def choose_spectra(catalog: Catalog, survey: SurveyConfig, seed: int) -> Bool[np.ndarray, " galaxy"]:
+    """Galaxies whose redshifts the fit may see.
+
+    Raises:
+        ValueError: the settings ask for redshifts, and the catalogue has none.
+    """
+    used = np.zeros(len(catalog), dtype=bool)
+    fraction = survey.spectroscopy.fraction
+    if fraction == 0.0:
+        return used
+    if catalog.redshift is None or not np.isfinite(catalog.redshift).any():
+        raise ValueError(
+            f"spectroscopy: fraction = {fraction}, but {catalog.name} has no redshifts; name their column in [catalog] redshift"
+        )
+    known = np.flatnonzero(np.isfinite(catalog.redshift))
+    chosen = np.random.default_rng([seed, 17]).choice(known, max(1, round(fraction * len(known))), replace=False)
+    used[chosen] = True
+    return used
