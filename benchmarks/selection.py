@@ -2,8 +2,9 @@
 
 python benchmarks/selection.py
 
-Mock: 20,000 galaxies with r < 19 as observed, where the signal-to-noise is 5; truth and reference differ as in recovery.py. The
-intrinsic population is that of all galaxies down to a magnitude below the cut. Compared in the visible region, where a galaxy is
+Mock: 20,000 galaxies with r < 19 as observed on shallow plates, whose signal-to-noise is 4 there, with deeper photometry in the
+other bands; truth and reference differ as in recovery.py. The intrinsic population is that of all galaxies down to a magnitude
+below the cut. Compared in the visible region, where a galaxy is
 kept with a probability of at least 5 %: 1-D Wasserstein distance over the truth's standard deviation, and a classifier's accuracy
 in the plane of mass and star-formation rate.
 """
@@ -30,7 +31,7 @@ from popsed_jax.population.summaries import named_galaxies
 
 CUT = SelectionConfig((MagnitudeLimit("sdss_r0", 19.0, 0.01),))
 # Magnitude at which each band's signal-to-noise is 5.
-DEPTH = {"u": 20.0, "g": 19.7, "r": 19.0, "i": 18.7, "z": 18.2}
+DEPTH = {"u": 22.0, "g": 21.5, "r": 18.75, "i": 20.5, "z": 20.0}
 COMPARED = ("redshift", "log_mass", "log_sfr")
 
 

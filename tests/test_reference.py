@@ -1,12 +1,16 @@
 """The reference population against published relations, and as the survey sees it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import gamma
 
+from popsed_jax.observe.forward import ForwardModel
 from popsed_jax.observe.selection import MagnitudeLimit, SelectionConfig
+from popsed_jax.population.mock import MockConfig, simulate_mock
 from popsed_jax.population.reference import (
     HYPER_NAMES,
     ReferenceConfig,
@@ -201,3 +205,38 @@ class TestSample:
             ValueError, match=r"the selection keeps .* of the reference population: check \[selection\]"
         ):
             sample_reference(jax.random.key(3), (forward.replace(selection=selection),), CENTRAL, library, 10)
+
+
+class TestMock:
+    REFERENCE = ReferenceConfig(num_histories=300)
+
+    def test_a_survey_keeps_some_of_what_there_is(self, forward):
+        noisy = dataclasses.replace(forward, selection=SelectionConfig((MagnitudeLimit("sdss_r0", 17.0, 0.02),)))
+        mock = simulate_mock(jax.random.key(0), noisy, MockConfig(), self.REFERENCE, 500, tuple("ugriz"))
+        assert mock.theta.shape[0] == mock.flux.shape[0] == mock.error.shape[0] == 500
+        assert len(mock.intrinsic) > 1000
+        observed = -2.5 * np.log10(mock.flux[:, 2])
+        assert observed.max() < 17.0 + 4 * 0.02  # the cut is on what was observed
+        assert observed.max() > 16.9
+
+    @pytest.mark.slow
+    def test_zero_points_and_floors_reach_the_catalogue(self, forward):
+        config = MockConfig(zero_points={"u": 0.3}, floor=0.2)
+        truth = simulate_mock(jax.random.key(1), forward, config, self.REFERENCE, 400, tuple("ugriz"))
+        model = np.asarray(jax.jit(ForwardModel.flux)(forward, jnp.asarray(truth.theta)))[:, :5]
+        gap = -2.5 * np.log10(np.maximum(truth.flux, 1e-12) / model)
+        others = [0, 1, 3, 4]  # in r, by which they were selected, galaxies are observed too bright
+        np.testing.assert_allclose(np.median(gap, axis=0)[others], [0.3, 0.0, 0.0, 0.0], atol=0.05)
+        # A fifth of the flux in magnitudes; the quoted errors, 2 %, leave it out.
+        np.testing.assert_allclose(
+            1.4826 * np.median(np.abs(gap[:, 1:] - np.median(gap[:, 1:], axis=0))), 0.217, rtol=0.15
+        )
+        assert np.median(truth.error / truth.flux) < 0.05
+
+    def test_errors(self, forward):
+        with pytest.raises(ValueError, match="zero points of y, which are not among the bands u, g, r, i, z"):
+            simulate_mock(
+                jax.random.key(0), forward, MockConfig(zero_points={"y": 0.1}), self.REFERENCE, 10, tuple("ugriz")
+            )
+        with pytest.raises(ValueError, match=r"floor = 1\.5 is a fraction of the flux"):
+            MockConfig(floor=1.5)

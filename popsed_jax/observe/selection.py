@@ -55,7 +55,7 @@ class MagnitudeLimit:
     def probability(self, flux: Array, error: Array, blur: float) -> Array:
         """See `SelectionConfig.probability`."""
         # The edge is soft in magnitudes and the noise is in flux: Phi(d / w) without noise, and without softness the exact
-        # Phi((f - f_limit) / sigma). Both by measuring from the limit in units of its flux; `stretch` is what a magnitude is there.
+        # Phi((f - f_limit) / sigma). Both by measuring from the limit in units of its flux, where `stretch` is a magnitude.
         limit = 10.0 ** (-0.4 * self.limit)
         ratio = (self.limit - _mag(flux[..., 0])) / POGSON
         near = jnp.abs(ratio) < 1e-3

@@ -106,7 +106,7 @@ def simulate_mock(
     noise = dataclasses.replace(forward.noise, floor=jnp.hypot(forward.noise.floor, config.floor))
     survey = dataclasses.replace(forward, noise=noise)
     parts: list[tuple[np.ndarray, ...]] = []
-    kept, batch = 0, max(2 * num, 10_000)
+    kept, batch = 0, max(2 * num, 2000)
     for attempt in range(40):
         each = jax.random.split(jax.random.fold_in(keys[1], attempt), 4)
         theta = _correlate(each[1], deep, config, sample_reference(each[0], (deep,), hyper, library, batch))
