@@ -127,6 +127,7 @@ def test_ionisation_moves_lines_and_not_the_stars():
     assert float(high.gas[near]) > 1.5 * float(low.gas[near])
 
 
+@pytest.mark.slow
 def test_distant_galaxies_lose_their_ultraviolet():
     """At z = 3.5 the u band lies below the Lyman limit; the model without absorbers sees far more there."""
     fluxes = []

@@ -417,6 +417,7 @@ class TestSpectra:
         with pytest.raises(ValueError, match="leaves the emulator's range"):
             build_spectrum_photometry(emulator, near, ("wise_w4",))
 
+    @pytest.mark.slow
     def test_learned_from_a_file(self, tmp_path):
         """Greybodies of anybody: a power law with a curvature, which six components hold."""
         path = tmp_path / "spectra.h5"

@@ -157,6 +157,7 @@ class TestWhiten:
 
 
 class TestFit:
+    @pytest.mark.slow
     def test_learns_a_mixture(self):
         """Two components of unequal weight; the flow must come near the entropy of the truth."""
         rng = np.random.default_rng(1)

@@ -124,6 +124,7 @@ def test_calibration_changes_its_line_and_no_other(free, draws, lines):
     np.testing.assert_allclose(np.delete(scattered, index, axis=1), np.delete(before, index, axis=1), rtol=3e-5)
 
 
+@pytest.mark.slow
 def test_calibration_reaches_the_photometry(free, draws, lines):
     """At z = 0.1 H alpha is in SDSS i and not in g; half of the line more adds half of its photons to i."""
     changed = build(gas_metallicity="free", line_calibration=(LineCalibration(H_ALPHA, 0.5),))

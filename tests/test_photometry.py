@@ -59,6 +59,7 @@ class TestTable:
         assert np.quantile(error, 0.999, axis=0).max() <= 0.006
         assert np.quantile(error, 0.5, axis=0).max() <= 2e-4
 
+    @pytest.mark.slow
     def test_precisions_agree(self, galaxy_x64, table_x64, theta, flux):
         with jax.enable_x64(True):
             double = jax.jit(jax.vmap(lambda one: flux_of(table_x64, galaxy_x64, one)))(jnp.asarray(theta, jnp.float64))

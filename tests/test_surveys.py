@@ -75,13 +75,22 @@ def test_one_problem_of_two_surveys(prepared) -> None:
     assert config.all_surveys[1].selection == NOISY
 
 
-def test_loss_and_validation_hear_every_survey_and_the_redshifts(prepared) -> None:
-    """Each part moves them: another calibration of the second survey, other redshifts, other patterns."""
+@pytest.fixture(scope="module")
+def begun(prepared):
+    """One member at its start, and the problem with other redshifts."""
     config, (problem, _, _) = prepared
     members, _ = empty_members(problem, config.flow, config.fit)
     settings = train_settings(config.fit, config.transport)
     state = init_state(members, problem, settings)
     member, trained = (jax.tree.map(lambda leaf: leaf[0], part) for part in (members, state.trained))
+    first = problem.surveys[0]
+    other = dataclasses.replace(first.spectroscopy, redshift=first.spectroscopy.redshift + 0.2)
+    surveys = (dataclasses.replace(first, spectroscopy=other), problem.surveys[1])
+    return config, problem, dataclasses.replace(problem, surveys=surveys), member, trained, settings
+
+
+def test_validation_hears_every_survey_and_the_redshifts(begun) -> None:
+    _, problem, problem_moved, member, trained, settings = begun
     validate = jax.jit(validation_ratio, static_argnames="settings")
     key = jax.random.key(1)
     base = float(validate(key, trained, member, problem, settings))
@@ -89,12 +98,13 @@ def test_loss_and_validation_hear_every_survey_and_the_redshifts(prepared) -> No
     second = trained.calibration[1]
     moved = trained._replace(calibration=(trained.calibration[0], second._replace(offset=second.offset + 8.0)))
     assert float(validate(key, moved, member, problem, settings)) != pytest.approx(base, rel=1e-3)
-    first = problem.surveys[0]
-    other = dataclasses.replace(first.spectroscopy, redshift=first.spectroscopy.redshift + 0.2)
-    problem_moved = dataclasses.replace(
-        problem, surveys=(dataclasses.replace(first, spectroscopy=other), problem.surveys[1])
-    )
     assert float(validate(key, trained, member, problem_moved, settings)) != pytest.approx(base, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_loss_hears_the_redshifts(begun) -> None:
+    config, problem, problem_moved, member, trained, settings = begun
+    key = jax.random.key(1)
     row = build_schedule(config.anneal, config.fit.num_epochs, 1e-3).row(0)
     row = row._replace(sinkhorn=jnp.zeros(()))
     loss = jax.jit(member_loss, static_argnames="settings")
@@ -125,13 +135,13 @@ def test_weights_turn_proposals_into_what_the_survey_keeps(forward) -> None:
     mean = np.average(np.asarray(again)[:, 2], weights=weights) / truth[:, 2].mean()
     unweighted = np.asarray(again)[:, 2].mean() / truth[:, 2].mean()
     assert mean == pytest.approx(1.0, abs=0.015)
-    assert abs(unweighted - 1.0) > 0.03  # the cut acts on noisy fluxes: Malmquist and Eddington
+    assert abs(unweighted - 1.0) > 0.04  # the cut acts on noisy fluxes: Malmquist and Eddington
 
 
 def _loud(noise):
-    """Noise of a fifth of the flux at r = 20."""
+    """Noise of two fifths of the flux at r = 20."""
     return dataclasses.replace(
-        noise, log_sigma=jnp.full_like(noise.log_sigma, -8.7), scatter=jnp.zeros_like(noise.scatter)
+        noise, log_sigma=jnp.full_like(noise.log_sigma, -8.4), scatter=jnp.zeros_like(noise.scatter)
     )
 
 

@@ -149,7 +149,7 @@ def test_the_noise_floor_shrinks_with_size_and_sees_a_shift() -> None:
     cloud = jax.random.normal(jax.random.key(0), (600, 3))
     small, large = (noise_floor(jax.random.key(1), cloud, num, 0.5).mean for num in (100, 300))
     assert large < small
-    moved = float(validation_distance(cloud[:300], cloud[300:] + 0.5, 0.5))
+    moved = float(jax.jit(validation_distance)(cloud[:300], cloud[300:] + 0.5, 0.5))
     assert moved > 2.0 * large
 
 

@@ -9,6 +9,7 @@ from scipy.stats import norm
 from popsed_jax.diagnostics.twosample import classifier_accuracy, scaled_wasserstein
 
 
+@pytest.mark.slow
 def test_a_classifier_cannot_tell_a_cloud_from_itself() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 1500, 3))
