@@ -139,7 +139,7 @@ def main() -> None:
     near = driver[np.argsort(driver[:, 0])]
     numbers = draw(axes[0], sdss, 0.02, 0.10, near[:, :2].T, "SDSS, 0.02 < z < 0.10, Driver+22")
     add("SDSS mass function, z < 0.10, Driver+22", numbers)
-    slices = [(sdss, "SDSS", 0.02, 0.20, 0.01)]
+    slices = [(sdss, "SDSS", 0.02, 0.12, 0.01)]
     slices += [
         (zcosmos, "zCOSMOS", z, h, z)
         for z, h in ((0.2, 0.3), (0.3, 0.4), (0.4, 0.5), (0.5, 0.65), (0.65, 0.8), (0.8, 1.0))
@@ -150,7 +150,7 @@ def main() -> None:
             f"{name} mass function, {low} < z < {high}, Moustakas+13",
             draw(ax, run, low, high, table, f"{name}, {low} < z < {high}"),
         )
-    mains = [(sdss, "SDSS, Bauer+13", 0.02, 0.20, bauer[:, 0], bauer[:, 0] + bauer[:, 1])]
+    mains = [(sdss, "SDSS, Bauer+13", 0.02, 0.08, bauer[:, 0], bauer[:, 0] + bauer[:, 1])]
     for z, low, high in (("0p3", 0.2, 0.4), ("0p6", 0.5, 0.7), ("1p0", 0.8, 1.1)):
         leja = np.loadtxt(rates / f"Leja2022_z{z}.txt", delimiter=",")[::8]
         mains.append((zcosmos, f"zCOSMOS, Leja+22 z = {z.replace('p', '.')}", low, high, leja[:, 0], leja[:, 1]))
@@ -171,7 +171,7 @@ def main() -> None:
     for i in (0, 4):
         axes[i].set_ylabel("log number [Mpc$^{-3}$ dex$^{-1}$]")
     axes[8].set_ylabel("log SFR [Msun/yr]")
-    axes[0].legend(frameon=False, fontsize=9)
+    axes[0].legend(frameon=False, fontsize=9, loc="center left")
     path = args.out.with_suffix(".png")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

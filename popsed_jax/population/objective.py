@@ -193,7 +193,8 @@ def member_loss(
             chosen = spectra[jax.random.randint(keys[1], (size,), 0, spectra.shape[0])]
             pair = _redshifts_compared(survey, recorded, model.redshift, chosen)
             known = _spectroscopic(recorded, weights)
-            cost += distance(jax.random.fold_in(key_cost, 1000 + i), *pair, known) / survey.spectroscopy.floor**2
+            known_cost = distance(jax.random.fold_in(key_cost, 1000 + i), *pair, known) / survey.spectroscopy.floor**2
+            cost += jnp.sqrt(survey.spectroscopy.share) * known_cost
     kl = relative_entropy(model.u[: settings.num_kl], flow, trained.shift * member.shift_scale, member.reference)
     weight = member.controlled * jnp.exp(log_lambda)
     # As in a Dirichlet-process prior: the reference counts as so many galaxies, the prior of calibration and shifts as one.

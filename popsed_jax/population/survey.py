@@ -22,6 +22,9 @@ from popsed_jax.transport import sinkhorn_divergence
 # importance weight, whose variance has no bound.
 MAX_WEIGHT = 10.0
 _MIN_SPECTRA = 40
+# Where redshifts are compared, photometry is the backdrop: on this scale, against 1 for the redshift that it does not predict.
+# At full scale its twenty axes would drown that one, and a few hundred galaxies would pull the photometry to their own sample.
+_BACKDROP = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +66,12 @@ class Spectroscopy:
     Attributes:
         mags: asinh magnitudes.
         redshift: their redshifts.
-        center, scale: a redshift enters the distance as (redshift - center) * scale.
+        center, scale: a redshift enters the distance as (redshift - center) * scale,
+        coefficients, tightness: and as (redshift - what photometry predicts) * tightness. Redshift and photometry together lie
+            close to a surface, and what they say beyond photometry is how close; a distance that takes the redshift for one more
+            axis among twenty hardly sees it.
         floor: the noise floor of photometry and redshift together, for all of these against as many draws as the validation's.
+        share: of the catalogue's galaxies; by its square root their distance counts against that of all.
         success: the chance that a galaxy of the catalogue has a redshift, as cuts on its photometry.
     """
 
@@ -72,7 +79,10 @@ class Spectroscopy:
     redshift: Float[Array, " galaxy"]
     center: Float[Array, ""]
     scale: Float[Array, ""]
+    coefficients: Float[Array, " term"]
+    tightness: Float[Array, ""]
     floor: Float[Array, ""]
+    share: Float[Array, ""]
     success: SelectionConfig = flax.struct.field(pytree_node=False)
 
 
@@ -141,11 +151,31 @@ def observe(
 def with_redshift(
     survey: Survey, mags: Float[Array, "num band"], redshift: Float[Array, " num"]
 ) -> Float[Array, "num feature"]:
-    """Photometric features and the redshift, on the scale that the distance sees."""
+    """Photometric features, the redshift, and the redshift against its prediction, on the scales that the distance sees."""
     spectroscopy = survey.spectroscopy
     assert spectroscopy is not None
-    scaled = survey.space.tame((redshift - spectroscopy.center) * spectroscopy.scale)
-    return jnp.concatenate([survey.space.features(mags), scaled[:, None]], axis=1)
+    features = survey.space.features(mags)
+    scaled = (redshift - spectroscopy.center) * spectroscopy.scale
+    against = (redshift - _terms(features) @ spectroscopy.coefficients) * spectroscopy.tightness
+    backdrop = _BACKDROP * jnp.concatenate([features, survey.space.tame(scaled)[:, None]], axis=1)
+    return jnp.concatenate([backdrop, survey.space.tame(against)[:, None]], axis=1)
+
+
+def _terms(features: Float[Array, "num feature"]) -> Float[Array, "num term"]:
+    """What a redshift is predicted from: photometric features, and their squares."""
+    return jnp.concatenate([jnp.ones_like(features[:, :1]), features, features**2], axis=1)
+
+
+def _predict_redshift(
+    features: Float[Array, "num feature"], redshift: Float[np.ndarray, " num"]
+) -> tuple[np.ndarray, float]:
+    """Coefficients of a ridge regression (a weak one: there may be fewer galaxies than terms), and the residuals' width."""
+    terms = np.asarray(_terms(features), float)
+    ridge = 1e-2 * len(terms) * np.eye(terms.shape[1])
+    ridge[0, 0] = 0.0
+    coefficients = np.linalg.solve(terms.T @ terms + ridge, terms.T @ redshift)
+    residual = redshift - terms @ coefficients
+    return coefficients, max(float(np.subtract(*np.percentile(residual, [84, 16]))) / 2.0, 1e-3)
 
 
 def validation_distance(
@@ -221,12 +251,16 @@ def prepare_survey(
         )
     z = data.redshift[known]
     width = max(float(np.subtract(*np.percentile(z, [84, 16]))) / 2.0, 1e-3)
+    coefficients, residual = _predict_redshift(built.features(mags[known]), z)
     spectroscopy = Spectroscopy(
         mags=mags[known],
         redshift=jnp.asarray(z),
         center=jnp.asarray(np.median(z)),
         scale=jnp.asarray(1.0 / width),
+        coefficients=jnp.asarray(coefficients),
+        tightness=jnp.asarray(1.0 / residual),
         floor=jnp.ones(()),
+        share=jnp.asarray(len(known) / len(mags)),
         success=success,
     )
     survey = dataclasses.replace(survey, spectroscopy=spectroscopy)
