@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--fractions", type=float, nargs="*", default=[0.0, 0.05])
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    config = with_fit(pj.default_config(), flat_control=False, seed=args.seed)
+    config = with_fit(pj.default_config(), flat_control=False, seed=args.seed, num_epochs=24)
     config = dataclasses.replace(config, calibration=CALIBRATION)
     bands = config.catalog.resolved().bands
     published = {band.name: band.zero_point for band in bands}

@@ -81,7 +81,7 @@ def settings(catalog: pj.Catalog, selection: SelectionConfig, fraction: float, s
         noise=NoiseConfig(floor=0.03),
         calibration=pj.CalibrationConfig(offset_sigma=0.05, template_sigma=0.05, floor_sigma=0.2, pinned="i"),
         spectroscopy=SpectroscopyConfig(fraction),
-        fit=dataclasses.replace(config.fit, seed=seed, flat_control=False),
+        fit=dataclasses.replace(config.fit, seed=seed, flat_control=False, num_epochs=24),
     )
 
 

@@ -48,7 +48,7 @@ class FitConfig:
     """
 
     num_members: int = 4
-    num_epochs: int = 24
+    num_epochs: int = 32
     steps_per_epoch: int = 16
     batch_size: int = 1024
     num_kl: int = 128
