@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from astropy.cosmology import FlatLambdaCDM
 from sedpy.observate import Filter as SedpyFilter
+from tiny import first_bands
 
 from popsed_jax.observe.filters import filter_names, load_filter
 from popsed_jax.observe.forward import ForwardModel, build_forward_model
@@ -242,13 +243,13 @@ class TestForward:
         assert np.all(probability[mag > 18.1] < 0.001)
 
     def test_observe_returns_the_catalogue_bands(self, forward, theta):
-        narrow = forward.replace(noise=jax.tree.map(lambda a: a[:2], forward.noise), num_bands=2)
+        narrow = forward.replace(noise=first_bands(forward.noise, 2), num_bands=2)
         observed, error = jax.jit(ForwardModel.observe)(narrow, jax.random.key(0), jnp.asarray(theta[:16]))
         assert observed.shape == error.shape == (16, 2)
         assert bool(jnp.all(error > 0))
 
     def test_build_adds_the_filters_of_the_selection(self, noise):
-        two = jax.tree.map(lambda a: a[:1], noise)
+        two = first_bands(noise, 1)
         selection = SelectionConfig((MagnitudeLimit("sdss_r0", 18.0), MagnitudeLimit("sdss_g0", 20.0)))
         forward = build_forward_model(["sdss_g0"], two, selection=selection, bounds={"redshift": (0.05, 0.1)})
         assert forward.table.filters == ("sdss_g0", "sdss_r0")

@@ -9,6 +9,7 @@ import numpy as np
 
 import popsed_jax as pj
 from popsed_jax.flows.spline import FlowConfig
+from popsed_jax.observe.noise import NoiseModel
 from popsed_jax.observe.selection import MagnitudeLimit, SelectionConfig
 from popsed_jax.population.reference import ReferenceConfig
 
@@ -45,6 +46,14 @@ def tiny_catalog(config: pj.RunConfig, num: int = 400) -> pj.Catalog:
     """Some of the embedded galaxies."""
     catalog = pj.read_catalog(config.catalog)
     return catalog.subset(np.arange(num))
+
+
+def first_bands(noise: NoiseModel, num: int) -> NoiseModel:
+    """The noise of the first bands."""
+    parts = {field.name: getattr(noise, field.name) for field in dataclasses.fields(noise) if field.name != "shape"}
+    return dataclasses.replace(
+        noise, **{name: part[:, :num] if name == "depths" else part[:num] for name, part in parts.items()}
+    )
 
 
 def same(one: object, other: object) -> bool:
