@@ -181,7 +181,8 @@ def _summarise(catalogs: tuple[Catalog, ...], config: RunConfig, fitted: Fitted,
         flat_member = jnp.full(NUM_SAMPLES, len(controlled) - 1)
         drawn["flat"] = summaries.observe_galaxies(keys[5], problem, flat_theta, flat_member, calibration)
 
-    metrics = run_metrics(catalogs, config.fit, fitted, drawn, weights, rng)
+    kept = [{name: galaxies.kept(rng, i) for name, galaxies in drawn.items()} for i in range(len(catalogs))]
+    metrics = run_metrics(catalogs, config.fit, fitted, drawn, kept, weights, rng)
     converged, reason = summaries.verdict(metrics["validation"]["ratio"], fitted.interrupted_at, config.fit.num_epochs)
     metrics |= {
         "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
@@ -198,9 +199,8 @@ def _summarise(catalogs: tuple[Catalog, ...], config: RunConfig, fitted: Fitted,
         if group in drawn
     }
     for number, (catalog, survey) in enumerate(zip(catalogs, problem.surveys, strict=True)):
-        kept = {name: galaxies.kept(rng, number) for name, galaxies in drawn.items()}
         name = "photometry" if number == 0 else f"photometry_{catalog.name}"
-        tables[name] = photometry_table(catalog, survey, space, kept, number)
+        tables[name] = photometry_table(catalog, survey, space, kept[number], number)
     tables["history"] = history_table(fitted.history, fitted.schedule, len(controlled))
     return FitResult(population, converged, reason, metrics, fitted.history, tables)
 

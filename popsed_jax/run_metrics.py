@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -43,6 +43,7 @@ def run_metrics(
     config: FitConfig,
     fitted: Fitted,
     drawn: Groups,
+    kept: Sequence[Groups],
     weights: np.ndarray,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
@@ -50,12 +51,14 @@ def run_metrics(
 
     Args:
         drawn: simulated galaxies of each population: `model`, `reference` and perhaps `flat`.
+        kept: for each survey, those of them that it keeps.
         weights: of the members.
     """
     problem = fitted.prepared.problem
     space = problem.parameters
     each = [
-        _survey_metrics(number, catalog, config, fitted, drawn, weights, rng) for number, catalog in enumerate(catalogs)
+        _survey_metrics(number, catalog, config, fitted, drawn, kept[number], weights, rng)
+        for number, catalog in enumerate(catalogs)
     ]
     labels = {p.name: (p.unit, p.label, p.description) for p in space.parameters} | DERIVED_META
     columns = {name: named_columns(galaxies, space.names) for name, galaxies in drawn.items()}
@@ -83,6 +86,7 @@ def _survey_metrics(
     config: FitConfig,
     fitted: Fitted,
     drawn: Groups,
+    kept: Groups,
     weights: np.ndarray,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
@@ -92,7 +96,6 @@ def _survey_metrics(
         name: summaries.distance_to_data(survey, galaxies.mags[number], galaxies.weights[number], blur)
         for name, galaxies in drawn.items()
     }
-    kept = {name: galaxies.kept(rng, number) for name, galaxies in drawn.items()}
     data = summaries.mags_of(survey.space, catalog.flux)
     by_band, by_color = summaries.marginal_distances(kept["model"].quoted(number), data, catalog.bands, rng)
     used = fitted.prepared.used[number]

@@ -11,7 +11,7 @@ from astropy.table import Table
 
 from popsed_jax.catalog import read_catalog
 from popsed_jax.config import load_config
-from popsed_jax.observe.forward import joint_detection
+from popsed_jax.observe.forward import ForwardModel, joint_detection
 from popsed_jax.population.batching import map_batches
 from popsed_jax.population.intrinsic import VISIBLE, intrinsic_weights
 from popsed_jax.population.model import load_population
@@ -28,7 +28,7 @@ def sample_run(run: Path, num: int, seed: int = 0, galaxies: Galaxies = "as-dete
     Args:
         run: run directory, or its population folder (enough for as-detected galaxies of a run without `tilt`).
         galaxies: "as-detected" are those that the surveys keep; "intrinsic" all that there are, of the kinds that they keep
-            with a probability of at least 5 %, for which the run's catalogue and templates are read again.
+            with at least a twentieth of the largest probability, for which the run's catalogue and templates are read again.
 
     Raises:
         StorageError: no population there.
@@ -60,7 +60,7 @@ def sample_run(run: Path, num: int, seed: int = 0, galaxies: Galaxies = "as-dete
     return describe_columns(table, population.space)
 
 
-def _surveys(run: Path) -> tuple:
+def _surveys(run: Path) -> tuple[ForwardModel, ...]:
     """How the run's surveys see galaxies."""
     path = run / "config.toml"
     if not path.is_file():

@@ -52,7 +52,7 @@ def build_survey(catalog: Catalog, config: RunConfig, number: int = 0) -> Forwar
         model=config.model,
         bounds=config.parameters,
         emulator=emulator,
-        missing=build_missing_bands(catalog.flux)[0],
+        missing=build_missing_bands(catalog.flux),
     )
 
 
@@ -60,12 +60,17 @@ def prepare_problem(key: Array, catalogs: Sequence[Catalog], config: RunConfig) 
     """Everything that stays fixed in a fit.
 
     Raises:
-        ValueError: as `build_survey`; as many catalogues as the settings have surveys are needed; redshifts are asked for
-            that a catalogue does not have.
+        ValueError: as `build_survey`; as many catalogues as the settings have surveys are needed, of different names;
+            redshifts are asked for that a catalogue does not have.
     """
     settings = config.all_surveys
     if len(catalogs) != len(settings):
         raise ValueError(f"the settings describe {len(settings)} surveys, but there are {len(catalogs)} catalogues")
+    names = [catalog.name for catalog in catalogs]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"surveys: the catalogues {', '.join(names)} need different names; give each a name in [catalog]"
+        )
     surveys, floors, all_used = [], [], []
     for number, (catalog, survey) in enumerate(zip(catalogs, settings, strict=True)):
         forward = build_survey(catalog, config, number)
@@ -90,13 +95,8 @@ def prepare_problem(key: Array, catalogs: Sequence[Catalog], config: RunConfig) 
 
 def calibration_of(catalog: Catalog, survey: SurveyConfig) -> CalibrationModel:
     """What may be wrong with a catalogue's calibration; the best-measured band is pinned unless the settings say which."""
-    quality = np.nanmedian(catalog.flux / catalog.flux_error, axis=0)
-    return build_calibration(
-        survey.calibration,
-        catalog.bands,
-        catalog.filters,
-        dict(zip(catalog.bands, quality.tolist(), strict=True)),
-    )
+    best = catalog.bands[int(np.argmax(np.nanmedian(catalog.flux / catalog.flux_error, axis=0)))]
+    return build_calibration(survey.calibration, catalog.bands, catalog.filters, best)
 
 
 def choose_spectra(catalog: Catalog, survey: SurveyConfig, seed: int) -> Bool[np.ndarray, " galaxy"]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popsed_jax.observe.missing import build_missing_bands
+from popsed_jax.observe.missing import band_patterns, build_missing_bands
 from popsed_jax.population.space import build_space
 from popsed_jax.transport import sinkhorn_divergence
 
@@ -27,13 +27,14 @@ def survey(num, seed, patchy=True):
 
 def test_no_gaps_no_patterns():
     flux = survey(100, 0, patchy=False)
-    missing, pattern = build_missing_bands(flux)
-    assert missing is None
+    assert build_missing_bands(flux) is None
+    patterns, pattern = band_patterns(flux)
+    assert patterns.tolist() == [[True] * 3]
     np.testing.assert_array_equal(pattern, 0)
 
 
 def test_patterns_are_those_of_galaxies_as_bright():
-    missing, _ = build_missing_bands(survey(4000, 1))
+    missing = build_missing_bands(survey(4000, 1))
     assert missing.anchor == 0
     whole = survey(4000, 2, patchy=False)
     present = np.asarray(missing.patterns)[np.asarray(missing.draw(jax.random.key(0), jnp.asarray(whole)))]
@@ -49,16 +50,15 @@ def test_galaxies_without_the_anchor_are_as_many():
     flux = survey(2000, 3)
     flux[:150, 0] = np.nan
     flux[:150, 1] = 1e-8
-    missing, pattern = build_missing_bands(flux)
+    missing = build_missing_bands(flux)
     drawn = missing.draw(jax.random.key(1), jnp.asarray(survey(20_000, 4, patchy=False)))
     without = ~np.asarray(missing.patterns)[np.asarray(drawn), missing.anchor]
     assert without.mean() == pytest.approx(150 / 2000, abs=0.01)
-    assert len(pattern) == 2000
 
 
 def test_what_is_there_is_kept_and_what_is_not_does_not_matter():
     flux = survey(500, 5)
-    missing, pattern = build_missing_bands(flux)
+    missing, (_, pattern) = build_missing_bands(flux), band_patterns(flux)
     space = build_space("balanced", flux, np.full(flux.shape, SIGMA), np.full(3, SIGMA))
     mags = space.mags(jnp.asarray(flux), jnp.asarray(pattern))
     assert bool(jnp.all(jnp.isfinite(space.features(mags))))
@@ -66,13 +66,15 @@ def test_what_is_there_is_kept_and_what_is_not_does_not_matter():
     whole = np.asarray(space.mags(jnp.asarray(np.nan_to_num(flux, nan=1.0))))
     np.testing.assert_allclose(np.asarray(mags)[there], whole[there], rtol=1e-5)
     np.testing.assert_allclose(mags, space.mags(jnp.asarray(np.nan_to_num(flux, nan=7e-9)), jnp.asarray(pattern)))
-    assert space.fill.shape[0] == missing.patterns.shape[0]
+    np.testing.assert_array_equal(space.patterns, missing.patterns)
+    broken = np.where(there, np.nan, 0.0)  # a flux that is no number, in a band that is there, is not hidden
+    assert bool(jnp.all(jnp.any(jnp.isnan(space.mags(jnp.asarray(broken), jnp.asarray(pattern))), axis=1)))
 
 
 def test_missing_magnitudes_are_predicted_from_the_others():
     """The third band follows from the first two to 0.05 mag; with gaps all over, the regression still finds that."""
     flux, whole = survey(4000, 6), survey(4000, 6, patchy=False)
-    _, pattern = build_missing_bands(flux)
+    _, pattern = band_patterns(flux)
     space = build_space("balanced", flux, np.full(flux.shape, SIGMA), np.full(3, SIGMA))
     filled = np.asarray(space.mags(jnp.asarray(flux), jnp.asarray(pattern)))
     true = np.asarray(space.mags(jnp.asarray(whole)))
@@ -84,7 +86,7 @@ def test_missing_magnitudes_are_predicted_from_the_others():
 def test_the_distance_vanishes_for_the_same_population_and_sees_a_shift_behind_the_gaps():
     """Unbiased: with patterns drawn for complete simulations, the observed survey is at the noise floor, others are not."""
     observed = survey(1500, 7)
-    missing, pattern = build_missing_bands(observed)
+    missing, (_, pattern) = build_missing_bands(observed), band_patterns(observed)
     space = build_space("balanced", observed, np.full(observed.shape, SIGMA), np.full(3, SIGMA))
     data = space.features(space.mags(jnp.asarray(observed), jnp.asarray(pattern)))
 
@@ -93,7 +95,7 @@ def test_the_distance_vanishes_for_the_same_population_and_sees_a_shift_behind_t
         return float(sinkhorn_divergence(space.features(space.mags(jnp.asarray(flux), drawn)), data, 0.3))
 
     other = survey(1500, 8)
-    _, pattern_other = build_missing_bands(other)
+    _, pattern_other = band_patterns(other)
     floor = float(
         sinkhorn_divergence(space.features(space.mags(jnp.asarray(other), jnp.asarray(pattern_other))), data, 0.3)
     )
@@ -105,7 +107,7 @@ def test_the_distance_vanishes_for_the_same_population_and_sees_a_shift_behind_t
 
 def test_slopes_do_not_reach_missing_bands():
     flux = survey(200, 10)
-    _, pattern = build_missing_bands(flux)
+    _, pattern = band_patterns(flux)
     space = build_space("balanced", flux, np.full(flux.shape, SIGMA), np.full(3, SIGMA))
     whole = jnp.asarray(survey(200, 10, patchy=False))
     slope = jax.jit(jax.grad(lambda f: jnp.sum(space.features(space.mags(f, jnp.asarray(pattern))))))(whole)

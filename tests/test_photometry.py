@@ -242,12 +242,6 @@ class TestForward:
         assert np.all(probability[mag < 17.4] > 0.999)
         assert np.all(probability[mag > 18.1] < 0.001)
 
-    def test_observe_returns_the_catalogue_bands(self, forward, theta):
-        narrow = forward.replace(noise=first_bands(forward.noise, 2), num_bands=2)
-        observed, error = jax.jit(ForwardModel.observe)(narrow, jax.random.key(0), jnp.asarray(theta[:16]))
-        assert observed.shape == error.shape == (16, 2)
-        assert bool(jnp.all(error > 0))
-
     def test_build_adds_the_filters_of_the_selection(self, noise):
         two = first_bands(noise, 1)
         selection = SelectionConfig((MagnitudeLimit("sdss_r0", 18.0), MagnitudeLimit("sdss_g0", 20.0)))

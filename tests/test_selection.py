@@ -49,19 +49,25 @@ def test_averaged_over_the_noise_it_is_the_chance_of_being_kept(name):
     noisy = flux + error * jax.random.normal(jax.random.key(1), (4000, *flux.shape))
     counted = jnp.mean(kept_probability(noisy, jnp.broadcast_to(error, noisy.shape), FILTERS, SURVEYS[name]), axis=0)
     closed = detection_probability(flux, error, FILTERS, SURVEYS[name])
-    # Magnitudes are expanded in the flux: a few per cent at a signal-to-noise of 4 to 10; a colour's two bands add up.
-    np.testing.assert_allclose(closed, counted, atol={"color": 0.1, "completeness": 0.06}.get(name, 0.03))
-    assert float(jnp.mean(jnp.abs(closed - counted))) < (0.02 if name == "color" else 0.012)
+    # Counting is good to 0.008, 0.025 for the worst of 300. A colour's noise is expanded in the flux, at a signal-to-noise of 4.
+    np.testing.assert_allclose(closed, counted, atol=0.08 if name == "color" else 0.025)
+    assert float(jnp.mean(jnp.abs(closed - counted))) < (0.016 if name == "color" else 0.004)
+
+
+@pytest.mark.parametrize("name", [name for name in SURVEYS if name != "signal-to-noise"])  # which there is none of
+def test_without_noise_both_faces_agree(name):
+    flux, _ = draws()
+    still = jnp.full(flux.shape, 1e-20)
+    one = detection_probability(flux, still, FILTERS, SURVEYS[name])
+    np.testing.assert_allclose(one, kept_probability(flux, still, FILTERS, SURVEYS[name]), atol=1e-5)
 
 
 @each_survey
-def test_without_noise_both_faces_agree(name):
-    flux, _ = draws()
-    still = jnp.full(flux.shape, 1e-20) if name != "signal-to-noise" else draws()[1]
-    one = detection_probability(flux, still, FILTERS, SURVEYS[name])
-    other = kept_probability(flux, still, FILTERS, SURVEYS[name])
-    assert bool(jnp.all((one >= 0) & (one <= 1) & (other >= 0) & (other <= 1)))
-    np.testing.assert_allclose(one, other, atol=1e-5 if name != "signal-to-noise" else 1.0)
+@pytest.mark.parametrize("face", [kept_probability, detection_probability])
+def test_a_probability_lies_between_zero_and_one(name, face):
+    value = face(*draws(), FILTERS, SURVEYS[name])
+    assert bool(jnp.all((value >= 0) & (value <= 1)))
+    assert float(jnp.max(value) - jnp.min(value)) > 0.3
 
 
 @each_survey

@@ -7,7 +7,7 @@ point that all share, and of every galaxy's mass, the data see the sum alone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.struct
@@ -117,18 +117,18 @@ class CalibrationModel:
 
 
 def build_calibration(
-    config: CalibrationConfig, bands: Sequence[str], filters: Sequence[str], signal_to_noise: Mapping[str, float]
+    config: CalibrationConfig, bands: Sequence[str], filters: Sequence[str], best: str
 ) -> CalibrationModel:
     """Widths by band, with one pinned.
 
     Args:
         bands, filters: of the catalogue.
-        signal_to_noise: of a typical galaxy, by band.
+        best: the best-measured band, pinned unless `config` says which.
 
     Raises:
         ValueError: a band that the catalogue does not have.
     """
-    pinned = config.pinned or max(bands, key=lambda band: signal_to_noise[band])
+    pinned = config.pinned or best
     for name in (pinned, *config.offset_sigmas):
         if name not in bands:
             raise ValueError(f"calibration: the catalogue has no band {name!r}; it has {', '.join(bands)}")

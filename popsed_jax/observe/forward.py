@@ -74,12 +74,6 @@ class ForwardModel:
         """Derived properties by name."""
         return jax.vmap(self.galaxy.derived)(theta)
 
-    def observe(
-        self, key: Array, theta: Float[Array, "num dim"], noise_divisor: Float[Array, ""] | float = 1.0
-    ) -> tuple[Float[Array, "num band"], Float[Array, "num band"]]:
-        """Noisy fluxes and quoted errors in the catalogue's bands [maggies]."""
-        return self.noise.observe(key, self.flux(theta)[:, : self.num_bands], noise_divisor)
-
     def detection(self, theta: Float[Array, "num dim"]) -> Float[Array, " num"]:
         """Probability that the survey keeps each galaxy, over its noise."""
         return self.detection_of(self.flux(theta))

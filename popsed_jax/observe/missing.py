@@ -45,29 +45,35 @@ class MissingBands:
         return self.pattern[row]
 
 
-def build_missing_bands(
+def band_patterns(
     flux: Float[np.ndarray, "galaxy band"],
-) -> tuple[MissingBands | None, Int[np.ndarray, " galaxy"]]:
-    """Patterns of a catalogue, and each galaxy's; None where no galaxy lacks a band.
+) -> tuple[Bool[np.ndarray, "pattern band"], Int[np.ndarray, " galaxy"]]:
+    """The patterns of bands that galaxies have, and the number of each galaxy's.
+
+    Args:
+        flux: NaN where a galaxy lacks the band; magnitudes serve too.
+    """
+    patterns, pattern = np.unique(np.isfinite(flux), axis=0, return_inverse=True)
+    return patterns, pattern.reshape(-1).astype(np.int32)
+
+
+def build_missing_bands(flux: Float[np.ndarray, "galaxy band"]) -> MissingBands | None:
+    """Which bands galaxies of a catalogue lack; None: no galaxy lacks one.
 
     Args:
         flux: [maggies], NaN where a galaxy lacks the band.
     """
     present = np.isfinite(flux)
-    patterns, pattern = np.unique(present, axis=0, return_inverse=True)
-    pattern = pattern.reshape(-1)
     if present.all():
-        return None, pattern
+        return None
+    patterns, pattern = band_patterns(flux)
     anchor = int(np.argmax(present.sum(axis=0)))
     having = np.flatnonzero(present[:, anchor])
     having = having[np.argsort(flux[having, anchor], kind="stable")]
     order = np.concatenate([having, np.flatnonzero(~present[:, anchor])])
-    return (
-        MissingBands(
-            patterns=jnp.asarray(patterns),
-            anchor_flux=jnp.asarray(flux[having, anchor]),
-            pattern=jnp.asarray(pattern[order].astype(np.int32)),
-            anchor=anchor,
-        ),
-        pattern,
+    return MissingBands(
+        patterns=jnp.asarray(patterns),
+        anchor_flux=jnp.asarray(flux[having, anchor]),
+        pattern=jnp.asarray(pattern[order]),
+        anchor=anchor,
     )

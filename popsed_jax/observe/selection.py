@@ -6,6 +6,7 @@ known, and that of one whose true flux is known, the first averaged over the noi
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -25,8 +26,40 @@ _MAX_MAG_ERROR = 1.0
 _NODES, _NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(7)
 
 
+class Cut(abc.ABC):
+    """One cut."""
+
+    @property
+    @abc.abstractmethod
+    def filters(self) -> tuple[str, ...]:
+        """The filters that it looks at."""
+
+    @abc.abstractmethod
+    def probability(
+        self, flux: Float[Array, "*batch filter"], error: Float[Array, "*batch filter"], blur: float
+    ) -> Float[Array, "*batch"]:
+        """Probability that it keeps a galaxy.
+
+        Args:
+            flux, error: in its own filters, in their order [maggies].
+            blur: 0 where the fluxes are the observed ones, 1 where they are true: then averaged over noise as wide as `error`.
+        """
+
+
 @dataclasses.dataclass(frozen=True)
-class MagnitudeLimit:
+class _InOneFilter(Cut):
+    """A cut that looks at a single filter."""
+
+    filter: str
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """The filters that it looks at."""
+        return (self.filter,)
+
+
+@dataclasses.dataclass(frozen=True)
+class MagnitudeLimit(_InOneFilter):
     """A galaxy is kept with probability Phi((limit - mag) / width), or the complement of that.
 
     Args:
@@ -36,7 +69,6 @@ class MagnitudeLimit:
         keep: the brighter galaxies or the fainter ones.
     """
 
-    filter: str
     limit: float
     width: float = 0.05
     keep: Literal["brighter", "fainter"] = "brighter"
@@ -47,13 +79,9 @@ class MagnitudeLimit:
             raise ValueError(f"selection: limit = {self.limit} in {self.filter} is no AB magnitude between 0 and 40")
         _check_width(self.width, self.filter)
 
-    @property
-    def filters(self) -> tuple[str, ...]:
-        """The filters that it looks at."""
-        return (self.filter,)
-
-    def probability(self, flux: Array, error: Array, blur: float) -> Array:
-        """See `SelectionConfig.probability`."""
+    def probability(  # noqa: D102 (see `Cut`)
+        self, flux: Float[Array, "*batch filter"], error: Float[Array, "*batch filter"], blur: float
+    ) -> Float[Array, "*batch"]:
         # The edge is soft in magnitudes and the noise is in flux: Phi(d / w) without noise, and without softness the exact
         # Phi((f - f_limit) / sigma). Both by measuring from the limit in units of its flux, where `stretch` is a magnitude.
         limit = 10.0 ** (-0.4 * self.limit)
@@ -67,7 +95,7 @@ class MagnitudeLimit:
 
 
 @dataclasses.dataclass(frozen=True)
-class SignalToNoiseCut:
+class SignalToNoiseCut(_InOneFilter):
     """A galaxy is kept with probability Phi((flux / error - minimum) / width).
 
     Args:
@@ -76,7 +104,6 @@ class SignalToNoiseCut:
         width: softness of the edge, in units of signal-to-noise.
     """
 
-    filter: str
     minimum: float
     width: float = 0.2
 
@@ -86,19 +113,15 @@ class SignalToNoiseCut:
             raise ValueError(f"selection: minimum = {self.minimum} in {self.filter} must be finite")
         _check_width(self.width, self.filter)
 
-    @property
-    def filters(self) -> tuple[str, ...]:
-        """The filters that it looks at."""
-        return (self.filter,)
-
-    def probability(self, flux: Array, error: Array, blur: float) -> Array:
-        """See `SelectionConfig.probability`."""
+    def probability(  # noqa: D102 (see `Cut`)
+        self, flux: Float[Array, "*batch filter"], error: Float[Array, "*batch filter"], blur: float
+    ) -> Float[Array, "*batch"]:
         ratio = flux[..., 0] / error[..., 0]
         return norm.cdf((ratio - self.minimum) / math.hypot(self.width, blur))
 
 
 @dataclasses.dataclass(frozen=True)
-class ColorCut:
+class ColorCut(Cut):
     """A galaxy is kept when low < mag(blue) - mag(red) < high, with soft edges.
 
     Args:
@@ -128,20 +151,23 @@ class ColorCut:
         """The filters that it looks at."""
         return (self.blue, self.red)
 
-    def probability(self, flux: Array, error: Array, blur: float) -> Array:
-        """See `SelectionConfig.probability`."""
+    def probability(  # noqa: D102 (see `Cut`)
+        self, flux: Float[Array, "*batch filter"], error: Float[Array, "*batch filter"], blur: float
+    ) -> Float[Array, "*batch"]:
         mags = _mag(flux)
         color = mags[..., 0] - mags[..., 1]
         noise = blur * jnp.sqrt(jnp.sum(_mag_error(flux, error) ** 2, axis=-1))
         width = jnp.hypot(self.width, noise)
-        above = 1.0 if self.low is None else norm.cdf((color - self.low) / width)
-        below = 1.0 if self.high is None else norm.cdf((self.high - color) / width)
-        # A window narrower than its edges: the product of the edges, which stays positive.
-        return above * below * jnp.ones_like(color)
+        below_low, below_high = jnp.zeros_like(color), jnp.ones_like(color)
+        if self.low is not None:
+            below_low = norm.cdf((self.low - color) / width)
+        if self.high is not None:
+            below_high = norm.cdf((self.high - color) / width)
+        return below_high - below_low
 
 
 @dataclasses.dataclass(frozen=True)
-class Completeness:
+class Completeness(_InOneFilter):
     """A table of p(kept | mag): a survey's completeness, or the success rate of its spectrograph.
 
     Args:
@@ -150,7 +176,6 @@ class Completeness:
         fraction: kept at each, between 0 and 1; linear in between, constant beyond the ends.
     """
 
-    filter: str
     mags: tuple[float, ...]
     fraction: tuple[float, ...]
 
@@ -168,22 +193,15 @@ class Completeness:
                 f"selection: fractions of the completeness in {self.filter} lie between 0 and 1, not all 0"
             )
 
-    @property
-    def filters(self) -> tuple[str, ...]:
-        """The filters that it looks at."""
-        return (self.filter,)
-
-    def probability(self, flux: Array, error: Array, blur: float) -> Array:
-        """See `SelectionConfig.probability`."""
+    def probability(  # noqa: D102 (see `Cut`)
+        self, flux: Float[Array, "*batch filter"], error: Float[Array, "*batch filter"], blur: float
+    ) -> Float[Array, "*batch"]:
         mag = _mag(flux[..., 0])
         at, fraction = jnp.asarray(self.mags), jnp.asarray(self.fraction)
         if blur == 0.0:
             return jnp.interp(mag, at, fraction)
         nodes = mag[..., None] + blur * _mag_error(flux, error)[..., :1] * jnp.asarray(_NODES)
         return jnp.interp(nodes, at, fraction) @ jnp.asarray(_NODE_WEIGHTS / _NODE_WEIGHTS.sum())
-
-
-Cut = MagnitudeLimit | SignalToNoiseCut | ColorCut | Completeness
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,7 +299,8 @@ def detection_probability(
         ValueError: a cut in a filter that is not there.
 
     Notes:
-        Each cut is averaged by itself: the noise that two cuts share in one band is not, nor its skewness in magnitudes.
+        Each cut is averaged by itself: the noise that two cuts share in one band is not, nor its skewness in magnitudes (at a
+        signal-to-noise of 4 a cut in colour is off by up to 0.07, one in magnitude or completeness by 0.01).
         Whatever uses it as a density of proposals and weighs with `kept_probability` is exact all the same.
     """
     return _product(flux, error, filters, selection, 1.0 if selection.observed else 0.0)

@@ -13,25 +13,28 @@ from jaxtyping import Array
 BATCH = 4096
 
 
-def map_batches(function: Callable[[Any, Array], Any], model: Any, array: Array, batch: int = BATCH) -> Any:
-    """`function(model, piece)` on consecutive pieces of `array`, joined; memory stays that of one piece.
+def map_batches(function: Callable[[Any, Any], Any], model: Any, arrays: Any, batch: int = BATCH) -> Any:
+    """`function(model, piece)` on consecutive pieces of arrays, joined; memory stays that of one piece.
 
     Args:
         function: an unbound method or a module's function (it is a static argument: a fresh lambda would compile anew).
         model: a pytree, its first argument.
-        array: (num, ...), num of any size.
+        arrays: one, or a pytree of several: each (num, ...), num of any size.
     """
-    num = array.shape[0]
-    pieces = []
-    for start in range(0, num, batch):
+    num = jax.tree.leaves(arrays)[0].shape[0]
+
+    def cut(array: Array, start: int) -> Array:
         piece = array[start : start + batch]
         short = batch - piece.shape[0]
-        if short:
-            piece = jnp.concatenate([piece, jnp.broadcast_to(piece[-1:], (short, *piece.shape[1:]))])
-        pieces.append(_call(function, model, piece))
+        return jnp.concatenate([piece, jnp.broadcast_to(piece[-1:], (short, *piece.shape[1:]))]) if short else piece
+
+    pieces = [
+        _call(function, model, jax.tree.map(lambda array, start=start: cut(array, start), arrays))
+        for start in range(0, num, batch)
+    ]
     return jax.tree.map(lambda *parts: jnp.concatenate(parts)[:num], *pieces)
 
 
 @partial(jax.jit, static_argnums=0)
-def _call(function: Callable[[Any, Array], Any], model: Any, piece: Array) -> Any:
+def _call(function: Callable[[Any, Any], Any], model: Any, piece: Any) -> Any:
     return function(model, piece)

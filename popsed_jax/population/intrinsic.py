@@ -14,10 +14,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from popsed_jax.observe.forward import ForwardModel, any_of
-from popsed_jax.population.batching import BATCH
+from popsed_jax.population.batching import map_batches
 
+# Both against the best-seen galaxies: a survey that samples one galaxy in a hundred of every kind sees all kinds.
 VISIBLE = 0.05  # least probability of detection at which a galaxy is taken for seen
-_UNSEEN = 0.01  # of the galaxies at a mass and redshift; below, the survey does not see that mass there
+_UNSEEN = 0.01  # share of the galaxies at a mass and redshift below which the survey does not see that mass there
 _NUM_KINDS = 400
 
 
@@ -29,17 +30,10 @@ def intrinsic_weights(
     Args:
         detection: p(kept | theta) of the draws.
         tilt: of the flow, see `FitConfig`.
-        visible: galaxies with a smaller probability get no mass.
-
-    Raises:
-        ValueError: none of them is visible.
+        visible: galaxies with a smaller probability, as a share of the largest, get no mass.
     """
-    seen = detection >= visible
-    if not seen.any():
-        raise ValueError(
-            f"none of {len(detection)} galaxies is kept with a probability of {visible}: nothing is visible"
-        )
-    weights = np.where(seen, np.maximum(detection, visible) ** -tilt, 0.0)
+    least = max(visible * float(detection.max()), float(np.finfo(np.float32).tiny))
+    weights = np.where(detection >= least, np.maximum(detection, least) ** -tilt, 0.0)
     return weights / weights.sum()
 
 
@@ -47,7 +41,7 @@ def detected_fraction(detection: Float[np.ndarray, " num"], tilt: float, visible
     """Share of the visible galaxies that the survey keeps, and the effective number of draws behind it (Kish 1965)."""
     weights = intrinsic_weights(detection, tilt, visible)
     return {
-        "visible_above": visible,
+        "visible_above": visible * float(detection.max()),
         "fraction": float(weights @ detection),
         "effective_draws": float(1.0 / np.sum(weights**2)),
     }
@@ -67,7 +61,8 @@ def visibility(
 
     Returns:
         For each redshift: `complete_above` and `unseen_below`, log10 of the mass formed [Msun] above which the surveys keep half
-        of the galaxies and below which less than one in a hundred; None beyond the bounds.
+        of the galaxies and below which less than one in a hundred, of as many as they keep where they keep most; None beyond
+        the bounds.
     """
     space = surveys[0].space
     bounds, mass = space["redshift"], space["log_mass"]
@@ -77,8 +72,10 @@ def visibility(
     grid[:, :, space.index("redshift")] = redshifts[:, None]
     grid[:, :, space.index("log_mass")] = mass.low
     masses = np.arange(mass.low, mass.high, 0.05)
-    kept = _kept_at_masses(surveys, jnp.asarray(grid.reshape(-1, grid.shape[-1])), jnp.asarray(masses - mass.low))
+    everywhere = jnp.asarray(grid.reshape(-1, grid.shape[-1]))
+    kept = np.asarray(map_batches(_kept_at_masses, (surveys, jnp.asarray(masses - mass.low)), everywhere))
     share = kept.reshape(num_redshifts, _NUM_KINDS, -1).mean(axis=1)
+    share = share / max(float(share.max()), float(np.finfo(np.float32).tiny))
 
     def least(row: np.ndarray, above: float) -> float | None:
         return float(masses[np.argmax(row >= above)]) if np.any(row >= above) else None
@@ -102,15 +99,9 @@ def visibility_warning(table: list[dict[str, Any]]) -> str:
     return f"Not seen (fewer than 1 % kept), so known by the reference alone: galaxies below {masses}{beyond}."
 
 
-def _kept_at_masses(
-    surveys: tuple[ForwardModel, ...], theta: Float[Array, "num dim"], more: Float[Array, " mass"]
-) -> np.ndarray:
-    pieces = [_kept_piece(surveys, theta[i : i + BATCH], more) for i in range(0, len(theta), BATCH)]
-    return np.concatenate([np.asarray(piece) for piece in pieces])
-
-
-@jax.jit
-def _kept_piece(surveys: tuple[ForwardModel, ...], theta: Array, more: Array) -> Array:
+def _kept_at_masses(model: tuple[tuple[ForwardModel, ...], Array], theta: Float[Array, "num dim"]) -> Array:
+    """Probability that any survey keeps each galaxy, (galaxy, mass), if it had so many dex more mass."""
+    surveys, more = model
     fluxes = [survey.flux(theta) for survey in surveys]  # proportional to mass
 
     def kept(dex: Array) -> Array:

@@ -95,7 +95,7 @@ def simulate_mock(
     unknown = sorted(set(config.zero_points) - set(bands))
     if unknown:
         raise ValueError(f"mock: zero points of {', '.join(unknown)}, which are not among the bands {', '.join(bands)}")
-    keys = jax.random.split(key, 4)
+    keys = jax.random.split(key)
     hyper = draw_hyper(None, reference)
     hyper |= {name: hyper[name] + shift for name, shift in config.shifts.items()}
     library = build_library(keys[0], forward, reference)

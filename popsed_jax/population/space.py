@@ -7,9 +7,10 @@ from typing import Literal, get_args
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from popsed_jax.observe.magnitudes import asinh_mag
+from popsed_jax.observe.missing import band_patterns
 
 SpaceName = Literal["balanced", "photometry", "color", "magnitude", "whitened"]
 TAIL = 2.0
@@ -31,6 +32,7 @@ class ComparisonSpace:
         matrix: features from magnitudes.
         center: the data's median features.
         mean: of the data's magnitudes.
+        patterns: of missing bands: which there are.
         fill: for each pattern, from magnitudes less their mean to those with the missing ones filled in.
     """
 
@@ -38,6 +40,7 @@ class ComparisonSpace:
     matrix: Float[Array, "feature band"]
     center: Float[Array, " feature"]
     mean: Float[Array, " band"]
+    patterns: Bool[Array, "pattern band"]
     fill: Float[Array, "pattern band band"]
 
     def mags(
@@ -52,7 +55,8 @@ class ComparisonSpace:
         mags = asinh_mag(flux, self.softening)
         if pattern is None:
             return mags
-        return self.mean + jnp.einsum("nij,nj->ni", self.fill[pattern], jnp.nan_to_num(mags - self.mean))
+        there = jnp.where(self.patterns[pattern], mags - self.mean, 0.0)
+        return self.mean + jnp.einsum("nij,nj->ni", self.fill[pattern], there)
 
     def features(self, mags: Float[Array, "*batch band"]) -> Float[Array, "*batch feature"]:
         """Standardised features of asinh magnitudes; beyond `TAIL` widths from the median they grow as a logarithm.
@@ -93,7 +97,8 @@ def build_space(
         2.5 / np.log(10.0) * error / np.hypot(flux, 2.0 * softening), axis=0
     )  # d mag / d flux of Lupton+99
     num = mags.shape[1]
-    mean, fill, mags = _fill_missing(mags)
+    patterns, pattern = band_patterns(mags)
+    mean, fill, mags = _fill_missing(mags, patterns, pattern)
     bands = _over_width(mags, np.eye(num))
     colors = _over_width(mags, np.eye(num)[:-1] - np.eye(num)[1:])
     color = np.concatenate([bands[[np.argmin(noise)]], colors])
@@ -105,35 +110,38 @@ def build_space(
         "balanced": lambda: np.concatenate([_whiten(mags, color, noise), bands]),
     }[kind]()
     center = np.median(mags @ matrix.T, axis=0)
-    return ComparisonSpace(*(jnp.asarray(part) for part in (softening, matrix, center, mean, fill)))
+    return ComparisonSpace(*(jnp.asarray(part) for part in (softening, matrix, center, mean, patterns, fill)))
 
 
-def _fill_missing(mags: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean magnitudes, a map for each pattern (in the order of `np.unique`), and the magnitudes without gaps.
+def _fill_missing(
+    mags: np.ndarray, patterns: np.ndarray, pattern: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean magnitudes, a map for each pattern, and the magnitudes without gaps.
 
     The maps are the regressions of a normal distribution whose moments are those of the data, found with the gaps in it by
     expectation-maximisation (Little & Rubin 2002, sec. 11.2); magnitudes far outside are drawn in.
     """
-    present = np.isfinite(mags)
-    patterns, which = np.unique(present, axis=0, return_inverse=True)
-    which, num = which.reshape(-1), mags.shape[1]
+    present, num = patterns[pattern], mags.shape[1]
     mean = np.nanmedian(mags, axis=0)
     if present.all():
         return mean, np.eye(num)[None], mags
+
+    def filled(mags: np.ndarray, fill: np.ndarray) -> np.ndarray:
+        return np.einsum("nij,nj->ni", fill[pattern], np.where(present, mags - mean, 0.0))
+
     spread = _NORMAL_MAD * np.nanmedian(np.abs(mags - mean), axis=0)
     tame = np.clip(mags, mean - 5.0 * spread, mean + 5.0 * spread)
     cov = np.diag(spread**2)
     for _ in range(_NUM_SWEEPS):
         fill = _regressions(cov, patterns)
-        moved = np.einsum("nij,nj->ni", fill[which], np.nan_to_num(tame - mean))
+        moved = filled(tame, fill)
         # What the regression leaves open, added to the scatter of the filled values.
         open_ = np.stack([(cov - f @ cov) * np.outer(~p, ~p) for f, p in zip(fill, patterns, strict=True)])
-        extra = np.tensordot(np.bincount(which, minlength=len(patterns)) / len(mags), open_, axes=1)
-        shift = moved.mean(axis=0)
+        extra = np.tensordot(np.bincount(pattern, minlength=len(patterns)) / len(mags), open_, axes=1)
         cov = np.cov(moved, rowvar=False, bias=True) + 0.5 * (extra + extra.T) + 1e-6 * np.eye(num)
-        mean = mean + shift
+        mean = mean + moved.mean(axis=0)
     fill = _regressions(cov, patterns)
-    return mean, fill, mean + np.einsum("nij,nj->ni", fill[which], np.nan_to_num(mags - mean))
+    return mean, fill, mean + filled(mags, fill)
 
 
 def _regressions(cov: np.ndarray, patterns: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from scipy.stats import wasserstein_distance
 
 from popsed_jax.observe.calibration import Calibration
 from popsed_jax.observe.forward import ForwardModel, joint_detection
-from popsed_jax.population.batching import BATCH, map_batches
+from popsed_jax.population.batching import map_batches
 from popsed_jax.population.objective import Problem, record
 from popsed_jax.population.space import ComparisonSpace
 from popsed_jax.population.survey import Survey, validation_distance
@@ -62,31 +62,28 @@ def observe_galaxies(
     calibration: tuple[Calibration, ...],
 ) -> Galaxies:
     """Derived properties and photometry of given galaxies, with the calibration of the member that each came from."""
-    forwards = problem.forwards
     each = jax.tree.map(lambda leaf: leaf[member], calibration)
-    pieces = []
-    # In pieces: the photometry of thousands of galaxies at once would take gigabytes.
-    for start in range(0, len(theta), BATCH):
-        piece = slice(start, start + BATCH)
-        part = jax.tree.map(lambda leaf, piece=piece: leaf[piece], each)
-        pieces.append(_record(jax.random.fold_in(key, start), problem, theta[piece], part))
-    recorded, weights = jax.tree.map(lambda *parts: np.concatenate(parts), *pieces)
-    derived = map_batches(ForwardModel.derived, forwards[0], theta)
+    pieces = (jnp.arange(len(theta)), theta, each)
+    derived, detection, recorded, weights = jax.tree.map(np.asarray, map_batches(_measure, (key, problem), pieces))
     return Galaxies(
         np.asarray(theta),
-        {name: np.asarray(value) for name, value in derived.items()},
-        np.asarray(map_batches(joint_detection, forwards, theta)),
+        derived,
+        detection,
         tuple(part.mags for part in recorded),
         tuple(
             None if forward.missing is None else np.asarray(forward.missing.patterns)[part.pattern]
-            for part, forward in zip(recorded, forwards, strict=True)
+            for part, forward in zip(recorded, problem.forwards, strict=True)
         ),
         weights,
         np.asarray(member),
     )
 
 
-_record = jax.jit(record)
+def _measure(model: tuple[Array, Problem], piece: tuple[Array, Array, tuple[Calibration, ...]]) -> tuple[Any, ...]:
+    """Everything that is wanted of some galaxies, in one program: their photometry is computed once."""
+    (key, problem), (number, theta, calibration) = model, piece
+    recorded, weights = record(jax.random.fold_in(key, number[0]), problem, theta, calibration)
+    return problem.forwards[0].derived(theta), joint_detection(problem.forwards, theta), recorded, weights
 
 
 def named_galaxies(forward: ForwardModel, theta: Float[np.ndarray, "num dim"]) -> dict[str, np.ndarray]:
@@ -128,10 +125,10 @@ def marginal_distances(
         model, data: magnitudes; NaN where a galaxy lacks the band.
     """
 
-    def compare(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    def compare(a: np.ndarray, b: np.ndarray) -> dict[str, float] | None:
         a, b = a[np.isfinite(a)], b[np.isfinite(b)]
         if min(len(a), len(b)) < 2:
-            return {"wasserstein": float("nan"), "noise_floor": float("nan")}
+            return None  # two bands that no galaxy has together
         half = rng.permutation(len(b))
         floor = wasserstein_distance(b[half[: len(b) // 2]], b[half[len(b) // 2 :]])
         return {"wasserstein": float(wasserstein_distance(a, b)), "noise_floor": float(floor)}
@@ -141,7 +138,11 @@ def marginal_distances(
         f"{bands[i]}-{bands[i + 1]}": compare(model[:, i] - model[:, i + 1], data[:, i] - data[:, i + 1])
         for i in range(len(bands) - 1)
     }
-    return by_band, by_color
+    return _known(by_band), _known(by_color)
+
+
+def _known(entries: dict[str, dict[str, float] | None]) -> dict[str, dict[str, float]]:
+    return {name: entry for name, entry in entries.items() if entry is not None}
 
 
 def calibration_metrics(

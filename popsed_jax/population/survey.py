@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from popsed_jax.observe.calibration import Calibration, CalibrationModel
 from popsed_jax.observe.forward import ForwardModel
-from popsed_jax.observe.missing import build_missing_bands
+from popsed_jax.observe.missing import band_patterns
 from popsed_jax.observe.selection import SelectionConfig
 from popsed_jax.population.space import ComparisonSpace, SpaceName, build_space
 from popsed_jax.transport import sinkhorn_divergence
@@ -229,13 +229,13 @@ def prepare_survey(
     """
     key_split, key_floor, key_spectra = jax.random.split(key, 3)
     built = build_space(space, data.flux, data.error, np.asarray(forward.noise.softening, float))
-    missing, pattern = build_missing_bands(data.flux)
-    mags = built.mags(jnp.asarray(data.flux), None if missing is None else jnp.asarray(pattern))
+    pattern = None if forward.missing is None else jnp.asarray(band_patterns(data.flux)[1])
+    mags = built.mags(jnp.asarray(data.flux), pattern)
     order = jax.random.permutation(key_split, len(mags))
     num_held = int(min(max_validation, held_out * len(mags)))
     floor = noise_floor(key_floor, built.features(mags), num_held, blur)
     survey = Survey(
-        forward=dataclasses.replace(forward, missing=missing),
+        forward=forward,
         space=built,
         calibration=calibration,
         train=mags[order[num_held:]],
