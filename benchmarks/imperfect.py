@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common import finish, mock_catalog, with_fit
@@ -63,7 +64,8 @@ def main() -> None:
         "miscalibrated": (miscalibrated, mock_catalog(args.seed, args.num, wrong, config)[0]),
         "patchy": (config, with_gaps(perfect, np.random.default_rng(args.seed))),
     }
-    columns, rows, extra = [], {}, {}
+    rows: dict[str, dict[str, float]] = {}
+    extra: dict[str, Any] = {}
     for name, (settings, catalog) in variants.items():
         if args.only and name not in args.only:
             continue
@@ -88,6 +90,10 @@ def main() -> None:
         ]
         for row in extra["zero_points"]:
             print({key: value if isinstance(value, str) else round(float(value), 3) for key, value in row.items()})
+    if "perfect" in rows:
+        mean = {name: float(np.mean(list(row.values()))) for name, row in rows.items()}
+        extra["mean distance over perfect"] = {name: value / mean["perfect"] for name, value in mean.items()}
+        print(extra["mean distance over perfect"])
     columns = ["parameter", *rows]
     table = [[key, *(rows[name][key] for name in rows)] for key in truth]
     title = f"W1 / std of a mock of {args.num}, {args.fraction:.0%} of the redshifts used (seed {args.seed})"
