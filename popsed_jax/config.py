@@ -10,7 +10,7 @@ from popsed_jax.flows.spline import FlowConfig
 from popsed_jax.observe.calibration import CalibrationConfig
 from popsed_jax.observe.noise import NoiseConfig
 from popsed_jax.observe.selection import MagnitudeLimit, SelectionConfig
-from popsed_jax.population.fit import FitConfig
+from popsed_jax.population.fit_config import FitConfig
 from popsed_jax.population.mock import MockConfig
 from popsed_jax.population.reference import ReferenceConfig
 from popsed_jax.population.schedules import AnnealConfig

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from popsed_jax.catalog import Catalog
 from popsed_jax.population import summaries
-from popsed_jax.population.fit import FitConfig
+from popsed_jax.population.fit_config import FitConfig
 from popsed_jax.population.intrinsic import detected_fraction, intrinsic_weights, visibility, visibility_warning
 from popsed_jax.population.objective import Member
 from popsed_jax.population.schedules import Schedule

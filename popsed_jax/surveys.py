@@ -81,10 +81,7 @@ def prepare_problem(key: Array, catalogs: Sequence[Catalog], config: RunConfig) 
             Observations(catalog.flux, catalog.flux_error, redshift),
             forward,
             calibration_of(catalog, survey),
-            config.fit.space,
-            config.fit.held_out,
-            config.fit.max_validation,
-            config.fit.validation_blur,
+            config.fit,
             survey.spectroscopy.success,
         )
         surveys.append(prepared)

@@ -13,7 +13,8 @@ from tiny import same, tiny_catalog, tiny_config
 import popsed_jax as pj
 from popsed_jax.flows.spline import FlowConfig, init_flow
 from popsed_jax.population.checkpoint import CheckpointError
-from popsed_jax.population.fit import FitConfig, build_members, train, train_settings
+from popsed_jax.population.fit import build_members, train, train_settings
+from popsed_jax.population.fit_config import FitConfig
 from popsed_jax.population.objective import member_loss, relative_entropy
 from popsed_jax.population.schedules import build_schedule
 from popsed_jax.population.survey import noise_floor, validation_distance

@@ -15,7 +15,8 @@ from popsed_jax.observe.calibration import Calibration, CalibrationModel
 from popsed_jax.observe.forward import ForwardModel
 from popsed_jax.observe.missing import band_patterns
 from popsed_jax.observe.selection import SelectionConfig
-from popsed_jax.population.space import ComparisonSpace, SpaceName, build_space
+from popsed_jax.population.fit_config import FitConfig
+from popsed_jax.population.space import ComparisonSpace, build_space
 from popsed_jax.transport import sinkhorn_divergence
 
 # A galaxy that the survey keeps though next to none of its kind are kept counts as this many at most: the tail of an
@@ -212,27 +213,24 @@ def prepare_survey(
     data: Observations,
     forward: ForwardModel,
     calibration: CalibrationModel,
-    space: SpaceName,
-    held_out: float,
-    max_validation: int,
-    blur: float,
+    config: FitConfig,
     success: SelectionConfig,
 ) -> tuple[Survey, Floor]:
     """Split the catalogue, build the comparison space and measure the noise floors.
 
     Args:
-        space, held_out, max_validation, blur: see `FitConfig`.
         success: see `Spectroscopy`.
 
     Raises:
         ValueError: a handful of redshifts, from which no distance can be measured.
     """
     key_split, key_floor, key_spectra = jax.random.split(key, 3)
-    built = build_space(space, data.flux, data.error, np.asarray(forward.noise.softening, float))
+    blur = config.validation_blur
+    built = build_space(config.space, data.flux, data.error, np.asarray(forward.noise.softening, float))
     pattern = None if forward.missing is None else jnp.asarray(band_patterns(data.flux)[1])
     mags = built.mags(jnp.asarray(data.flux), pattern)
     order = jax.random.permutation(key_split, len(mags))
-    num_held = int(min(max_validation, held_out * len(mags)))
+    num_held = int(min(config.max_validation, config.held_out * len(mags)))
     floor = noise_floor(key_floor, built.features(mags), num_held, blur)
     survey = Survey(
         forward=forward,
