@@ -29,6 +29,7 @@ def sample_run(run: Path, num: int, seed: int = 0, galaxies: Galaxies = "as-dete
         run: run directory, or its population folder (enough for as-detected galaxies of a run without `tilt`).
         galaxies: "as-detected" are those that the surveys keep; "intrinsic" all that there are, of the kinds that they keep
             with at least a twentieth of the largest probability, for which the run's catalogue and templates are read again.
+            These are drawn by their weights: some come more than once.
 
     Raises:
         StorageError: no population there.
@@ -39,24 +40,17 @@ def sample_run(run: Path, num: int, seed: int = 0, galaxies: Galaxies = "as-dete
     tilt = float(population.meta.get("tilt", 1.0))
     wanted = 1.0 if galaxies == "as-detected" else 0.0
     selected = population.meta.get("selection") != "intrinsic"
-    key = jax.random.key(seed)
-    if tilt == wanted or not selected:
-        theta = np.asarray(population.sample_members(key, num)[0])
-        detection = None
-    else:
-        theta, _ = population.sample_members(key, max(_SPARE * num, 4096))
+    as_learned = tilt == wanted or not selected
+    theta, _ = population.sample_members(jax.random.key(seed), num if as_learned else max(_SPARE * num, 4096))
+    table = Table({name: np.asarray(theta[:, i]) for i, name in enumerate(population.names)})
+    if not as_learned:
         detection = np.asarray(map_batches(joint_detection, _surveys(run), theta))
-        theta = np.asarray(theta)
         weights = detection ** (wanted - tilt) if wanted else intrinsic_weights(detection, tilt)
-        rng = np.random.default_rng(seed)
-        index = rng.choice(len(theta), num, p=weights / weights.sum())
-        theta, detection = theta[index], detection[index]
-    table = Table({name: theta[:, i] for i, name in enumerate(population.names)})
-    if detection is not None:
         table["detection"] = detection
+        table = table[np.random.default_rng(seed).choice(len(table), num, p=weights / weights.sum())]
+        if not wanted:
+            table.meta["visible_above"] = VISIBLE * float(detection.max())
     table.meta["selection"] = galaxies if selected else "intrinsic"
-    if detection is not None and not wanted:
-        table.meta["visible_above"] = VISIBLE
     return describe_columns(table, population.space)
 
 

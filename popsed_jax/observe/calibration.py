@@ -30,8 +30,8 @@ class CalibrationConfig:
         offset_sigma: of each band's zero point [mag] (0.02 to 0.05 in photometric-redshift work: Ilbert+06, Brammer+08).
         offset_sigmas: by band, where it differs from that.
         pinned: the band whose zero point stays; the best-measured one unless given.
-        template_sigma: of the templates' error at each knot of a smooth function of rest-frame wavelength [mag] (0.02 to 0.1:
-            Brammer+08, fig. 3).
+        template_sigma: of the templates' error at each knot of a smooth function of rest-frame wavelength [mag] (a template
+            error function as in EAZY: Brammer+08).
         template_knots: knots of that function between 1,000 and 30,000 Angstrom.
         floor_sigma: of the fractional noise that quoted errors leave out [dex about `noise.floor`].
     """

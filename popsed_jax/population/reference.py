@@ -50,12 +50,14 @@ class ReferenceConfig:
             uncertainty of log_mstar is the systematic one between stellar-mass methods (Mobasher+15), not the fit's.
         density_evolution: d log10(phi) / d log10(1 + z); between Driver+22 and the z < 0.6 bins of Leja+20.
         quiescent_mass, quiescent_slope: quiescent fraction 1 - exp(-(M / 10^quiescent_mass)^slope) (Peng+10, eq. 2 and table 2).
-        quiescent_evolution: d quiescent_mass / d log10(1 + z) (Moustakas+13, sec. 5: the mass at which half are quiescent).
+        quiescent_evolution: d quiescent_mass / d log10(1 + z): the mass at which half are quiescent rises with redshift
+            (Haines+17, fig. 4, and the work collected there); value and wide uncertainty are read off such figures, not fitted.
         main_sequence_offset, main_sequence_slope: added to the main sequence of Speagle+14, eq. 28, and to its slope [dex].
         main_sequence_scatter: [dex] (Speagle+14, sec. 4.3).
         quiescent_ssfr, quiescent_scatter: log10 sSFR of quiescent galaxies [1/yr] and its scatter (Brinchmann+04, Leja+22).
         metallicity_offset: added to the relation of Gallazzi+05 [dex].
-        metallicity_evolution: dex per log10(1 + z) (Gallazzi+14, sec. 5: 0.12 dex lower at z = 0.7).
+        metallicity_evolution: dex per log10(1 + z) (Gallazzi+14, abstract: 0.13 dex lower at z = 0.7 over all, next to
+            none among quiescent galaxies; hence a little less, with a wide uncertainty).
         dust_star_forming: mean tau_v of star-forming galaxies at 10^10 Msun (Garn & Best 2010, times 0.44).
         dust_mass_slope: d log tau_v / d log mass for star-forming galaxies.
         dust_quiescent: mean tau_v of quiescent galaxies (exponential).
