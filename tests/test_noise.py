@@ -60,7 +60,7 @@ class TestFit:
         np.testing.assert_allclose(quoted, 1e-9, rtol=1e-4)
 
     def test_errors(self):
-        with pytest.raises(ValueError, match=r"at least 20 galaxies in every band, got \[19 19\]"):
+        with pytest.raises(ValueError, match="at least 20 galaxies in every band, and one has 19"):
             fit_noise_model(np.ones((19, 2)), np.ones((19, 2)))
         with pytest.raises(ValueError, match="positive errors in every band"):
             fit_noise_model(np.ones((30, 2)), np.zeros((30, 2)))
@@ -137,7 +137,7 @@ class TestObserve:
         gaps = fit_noise_model(flux, error)
         np.testing.assert_allclose(gaps.knots[1], whole.knots[1])
         assert bool(jnp.all(jnp.isfinite(gaps.depths)))
-        with pytest.raises(ValueError, match=r"in every band, got \[500  10\]"):
+        with pytest.raises(ValueError, match="in every band, and one has 10"):
             fit_noise_model(flux, np.where(np.cumsum(~lacking)[:, None] > 10, [1e-10, np.nan], error))
 
     @pytest.mark.parametrize(

@@ -158,9 +158,8 @@ def fit_noise_model(
     flux, error = np.asarray(flux, dtype=float), np.asarray(error, dtype=float)
     there = np.isfinite(flux) & np.isfinite(error)
     if there.sum(axis=0).min() < _MIN_GALAXIES:
-        raise ValueError(
-            f"a noise model needs at least {_MIN_GALAXIES} galaxies in every band, got {there.sum(axis=0)}"
-        )
+        fewest = int(there.sum(axis=0).min())
+        raise ValueError(f"a noise model needs at least {_MIN_GALAXIES} galaxies in every band, and one has {fewest}")
     if not np.all(error[there] > 0):
         raise ValueError("a noise model needs positive errors in every band")
     num = flux.shape[1]
