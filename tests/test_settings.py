@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from popsed_jax.config import RunConfig
 from popsed_jax.settings import SettingsError, dump_toml, from_mapping, load_toml, nearest, to_mapping
 
 
@@ -180,3 +182,19 @@ def test_nearest():
     assert nearest("Epoch", ["epochs", "rate"]) == "epochs"
     assert nearest("modelflux", ["MODELFLUX", "Z"]) == "MODELFLUX"
     assert nearest("xyz", ["epochs"]) is None
+
+
+def test_the_readme_s_survey_settings_are_valid() -> None:
+    """Its block on surveys, given a catalogue of eight bands, is understood to the last key."""
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    block = next(part.split("```")[0] for part in text.split("```toml\n")[1:] if "[[surveys]]" in part)
+    mapping = tomllib.loads(block)
+    bands = [{"filter": f"sdss_{b}0", "flux": b, "error": f"e_{b}"} for b in "ugriz"]
+    bands += [{"filter": f"twomass_{b}", "flux": b, "error": f"e_{b}"} for b in ("J", "H", "Ks")]
+    mapping["catalog"] |= {"path": "galaxies.fits", "flux_unit": "uJy", "bands": bands}
+    config = from_mapping(RunConfig, mapping)
+    assert len(config.all_surveys) == 2
+    assert config.catalog.min_bands == 6
+    assert len(config.selection.cuts) == 4
+    assert config.spectroscopy.fraction == 0.05
+    assert config.all_surveys[1].catalog.bands[0].filter == "hsc_g"
