@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,7 @@ from popsed_jax.catalog import Catalog
 from popsed_jax.config import RunConfig
 from popsed_jax.population import summaries
 from popsed_jax.population.checkpoint import Checkpoint, CheckpointError
-from popsed_jax.population.fit import build_members, empty_members, train, train_settings
+from popsed_jax.population.fit import build_members, compile_epoch, empty_members, train, train_settings
 from popsed_jax.population.model import Population
 from popsed_jax.population.objective import Problem
 from popsed_jax.population.schedules import build_schedule
@@ -126,7 +127,10 @@ def _learn(
         progress.say(f"Resuming after epoch {len(history)} of {config.fit.num_epochs}")
     else:
         progress.say("Drawing the reference population through the survey, and fitting flows to it")
-        members, reference = build_members(key_members, problem, config.reference, config.flow, config.fit)
+        with ThreadPoolExecutor(1) as ahead:
+            # What fails there fails again where the program is called, and is raised there.
+            ahead.submit(compile_epoch, problem, schedule, settings, config.flow, config.fit)
+            members, reference = build_members(key_members, problem, config.reference, config.flow, config.fit)
         state, history = init_state(members, problem, settings), []
         if checkpoint is not None:
             checkpoint.start(members, reference)

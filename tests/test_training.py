@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from tiny import same, tiny_catalog, tiny_config
@@ -13,7 +15,7 @@ from tiny import same, tiny_catalog, tiny_config
 import popsed_jax as pj
 from popsed_jax.flows.spline import FlowConfig, init_flow
 from popsed_jax.population.checkpoint import CheckpointError
-from popsed_jax.population.fit import build_members, train, train_settings
+from popsed_jax.population.fit import build_members, compile_epoch, train, train_settings
 from popsed_jax.population.fit_config import FitConfig
 from popsed_jax.population.objective import member_loss, relative_entropy
 from popsed_jax.population.schedules import build_schedule
@@ -45,6 +47,23 @@ def test_one_compilation_serves_all_epochs_schedules_and_seeds(ready) -> None:
     train(jax.random.key(3), problem, members, other, settings)
     assert after_first - before <= 1  # none when another test has compiled it already
     assert run_epoch._cache_size() == after_first
+
+
+@pytest.fixture
+def no_checks_of_types(monkeypatch):
+    """`lower` fills the arguments' dataclasses with descriptions of arrays, which are no arrays to jaxtyping."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.mark.usefixtures("no_checks_of_types")
+def test_a_program_compiled_ahead_is_the_one_that_trains(ready, caplog) -> None:
+    config, problem, _, members, _, settings, schedule = ready
+    run_epoch.clear_cache()
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        compile_epoch(problem, schedule, settings, config.flow, config.fit)
+        assert caplog.text.count("Compiling jit(run_epoch)") == 1
+        train(jax.random.key(2), problem, members, schedule, settings)
+    assert caplog.text.count("Compiling jit(run_epoch)") == 1
 
 
 def test_the_same_key_gives_the_same_states_and_another_does_not(ready) -> None:

@@ -81,6 +81,18 @@ def empty_members(
     return jax.jit(build)()
 
 
+def compile_epoch(
+    problem: Problem, schedule: Schedule, settings: TrainSettings, flow: FlowConfig, config: FitConfig
+) -> None:
+    """Compile `run_epoch` before there are members, so that a thread can do it while they are being built.
+
+    Compiling takes as long as all else before the first epoch, and one core. `train` then finds the program in JAX's cache.
+    """
+    members, _ = empty_members(problem, flow, config)
+    state, key = init_state(members, problem, settings), jax.random.key(0)
+    run_epoch.lower(key, key, state, members, problem, schedule.row(0), settings).compile()
+
+
 def train(
     key: Array,
     problem: Problem,
