@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, default=0.0)
     parser.add_argument("--only", nargs="*", default=[], help="some of the variants")
     args = parser.parse_args()
-    config = with_fit(pj.default_config(), seed=args.seed, flat_control=False, num_epochs=24)
+    config = with_fit(pj.default_config(), seed=args.seed, flat_control=False)
     config = dataclasses.replace(config, spectroscopy=SpectroscopyConfig(args.fraction))
     perfect, truth, _ = mock_catalog(args.seed, args.num, config.mock, config)
     wrong = dataclasses.replace(config.mock, zero_points=ZERO_POINTS, floor=FLOOR)

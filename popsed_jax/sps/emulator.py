@@ -24,6 +24,7 @@ import optax
 from jaxtyping import Array, Float
 
 from popsed_jax.parameters import Parameter
+from popsed_jax.sps.soap import scale_by_soap
 
 Values = Mapping[str, Array]
 # From (what is emulated, key, number) to parameters by name and one array of outputs for each network.
@@ -192,13 +193,13 @@ class EmulatorConfig:
         num_spectra: spectra made for the training of a spectral emulator.
     """
 
-    hidden: int = 96
+    hidden: int = 104
     num_layers: int = 3
-    num_chunks: int = 100
-    chunk_size: int = 32_768
+    num_chunks: int = 150
+    chunk_size: int = 65_536
     steps_per_chunk: int = 400
     batch_size: int = 1024
-    learning_rate: float = 3e-3
+    learning_rate: float = 4e-3
     prior_share: float = 0.5
     seed: int = 0
     num_pca: int = 24
@@ -304,10 +305,22 @@ def trained_networks(networks: Sequence[Network], state: TrainState) -> tuple[Ne
 
 
 def _optimiser(config: EmulatorConfig) -> optax.GradientTransformation:
+    """SOAP for the matrices and Adam for the rest, at a rate that falls to zero along half a cosine."""
+
+    def labels(weights: Any) -> Any:
+        # The table of a parameter is a column of vectors, and not a map from vectors to vectors.
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: "matrix" if path[-1].key == "kernel" else "other", weights
+        )
+
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, min(200, config.num_steps // 10 + 1), config.num_steps
     )
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.partition({"matrix": scale_by_soap(), "other": optax.scale_by_adam(b1=0.95, b2=0.95)}, labels),
+        optax.scale_by_learning_rate(schedule),
+    )
 
 
 def draw_features(key: Array, features: Sequence[Feature], num: int) -> dict[str, Float[Array, " num"]]:
