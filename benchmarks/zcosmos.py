@@ -72,7 +72,9 @@ def _bins(total: np.ndarray, target: np.ndarray, edges: np.ndarray) -> list[np.n
     return [target & (total >= low) & (total < high) for low, high in pairwise(edges)]
 
 
-def settings(catalog: pj.Catalog, selection: SelectionConfig, fraction: float, seed: int = 0) -> pj.RunConfig:
+def settings(
+    catalog: pj.Catalog, selection: SelectionConfig, fraction: float, seed: int = 0, epochs: int = 32
+) -> pj.RunConfig:
     config = pj.default_config()
     # The absolute photometry is good to 6 % (Capak+07); totals from one difference of magnitudes add to it. Redshifts tell zero
     # points from populations, which photometry alone does not: with them the prior may be as wide as that.
@@ -84,7 +86,7 @@ def settings(catalog: pj.Catalog, selection: SelectionConfig, fraction: float, s
         noise=NoiseConfig(floor=0.03),
         calibration=pj.CalibrationConfig(offset_sigma=offset_sigma, template_sigma=0.05, floor_sigma=0.2, pinned="i"),
         spectroscopy=SpectroscopyConfig(fraction),
-        fit=dataclasses.replace(config.fit, seed=seed, flat_control=False),
+        fit=dataclasses.replace(config.fit, seed=seed, flat_control=False, num_epochs=epochs),
     )
 
 
@@ -94,16 +96,18 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, default=0.0, help="of the redshifts that the fit sees")
     parser.add_argument("--run", type=Path, help="run directory to write, with its report")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=32)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     catalog, selection = read(args.data)
-    config = settings(catalog, selection, args.fraction, args.seed)
+    config = settings(catalog, selection, args.fraction, args.seed, args.epochs)
     result = pj.fit(catalog, config, out=args.run)
     if args.run is not None:
         pj.build_report(args.run)
     metrics = result.metrics
     redshift = metrics["redshift"]
     row = {
+        "epochs": args.epochs,
         "redshifts used": metrics["catalog"]["num_redshifts_used"],
         "n(z) W1": redshift["wasserstein"],
         "error": redshift["wasserstein_error"],
