@@ -96,7 +96,8 @@ def plot_redshift(tables: RunTables) -> Figure:
         for ax in axes:
             draw_data(ax, known, edges, f"spectroscopic ({len(known):,})")
     curve = member_density(learned, members_of(tables.samples), edges)
-    draw_band(axes[0], curve, edges, "learned, from photometry alone")
+    used = tables.metrics.get("catalog", {}).get("num_redshifts_used", 0)
+    draw_band(axes[0], curve, edges, f"learned, {f'with {used:,} of them' if used else 'from photometry alone'}")
     outline(axes[1], before, edges, "reference, before the data")
     if flat is not None:
         outline(axes[1], flat, edges, "flat")

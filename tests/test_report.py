@@ -21,6 +21,7 @@ from popsed_jax.plots import (
     plot_history,
     plot_main_sequence,
     plot_photometry,
+    plot_redshift,
 )
 from popsed_jax.plots_base import axis_label, contours_of, density, member_density, span, weighted_quantile
 from popsed_jax.report import ReportError, build_report
@@ -426,6 +427,15 @@ def test_photometry_has_a_panel_with_its_distance_for_each_band_and_color(tables
         f"{a} − {b} [mag]" for a, b in pairwise(BANDS)
     ]
     assert [ax.texts[0].get_text() for ax in axes[:2]] == ["$W_1$ = 0.018 (0.015)", "$W_1$ = 0.021 (0.015)"]
+
+
+@pytest.mark.parametrize(
+    ("used", "label"), [(0, "learned, from photometry alone"), (1234, "learned, with 1,234 of them")]
+)
+def test_the_redshift_figure_says_whether_the_fit_saw_redshifts(copied, used, label):
+    edit_metrics(copied, lambda metrics: metrics["catalog"].update(num_redshifts_used=used))
+    legend = plot_redshift(load_run_tables(copied)).axes[0].get_legend()
+    assert label in [text.get_text() for text in legend.get_texts()]
 
 
 def test_history_keeps_controls_out_of_what_does_not_concern_them(tables):
