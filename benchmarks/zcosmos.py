@@ -73,7 +73,7 @@ def _bins(total: np.ndarray, target: np.ndarray, edges: np.ndarray) -> list[np.n
 
 
 def settings(
-    catalog: pj.Catalog, selection: SelectionConfig, fraction: float, seed: int = 0, epochs: int = 32
+    catalog: pj.Catalog, selection: SelectionConfig, fraction: float, seed: int = 0, epochs: int = 24
 ) -> pj.RunConfig:
     config = pj.default_config()
     # The absolute photometry is good to 6 % (Capak+07); totals from one difference of magnitudes add to it. Redshifts tell zero
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, default=0.0, help="of the redshifts that the fit sees")
     parser.add_argument("--run", type=Path, help="run directory to write, with its report")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     catalog, selection = read(args.data)
