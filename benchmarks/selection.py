@@ -53,11 +53,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=[], help="some of the variants")
     args = parser.parse_args()
-    config = with_fit(pj.default_config(), seed=args.seed, flat_control=False)
+    config = with_fit(pj.default_config(), seed=args.seed, flat_control=False, num_epochs=24)
     forward = survey(config)
     bands = tuple(band.name for band in config.catalog.resolved().bands)
     key = jax.random.key(20_000 + args.seed)
-    mock = pj.simulate_mock(key, forward, config.mock, config.reference, args.num, bands, margin=1.3)
+    mock = pj.simulate_mock(key, forward, config.mock, config.reference, args.num, bands)
     detection = np.asarray(map_batches(ForwardModel.detection, forward, jnp.asarray(mock.intrinsic)))
     seen = detection >= VISIBLE
     truth = named_galaxies(forward, mock.intrinsic[seen])
