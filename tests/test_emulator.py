@@ -45,7 +45,10 @@ from popsed_jax.sps.populations import population_fractions, population_groups
 from popsed_jax.sps.spectra import decompose, init_spectrum_emulator, load_spectra, make_spectra
 from popsed_jax.train_emulator import EmulatorCheckpoint, summarise_errors, train_emulator
 
-SMALL = EmulatorConfig(hidden=16, num_layers=2, num_chunks=3, chunk_size=512, steps_per_chunk=40, batch_size=128)
+# Few steps want longer ones than the default's 60,000.
+SMALL = EmulatorConfig(
+    hidden=16, num_layers=2, num_chunks=3, chunk_size=512, steps_per_chunk=40, batch_size=128, learning_rate=1e-2
+)
 FILTER = "sdss_r0"
 NEAR = {"redshift": (0.01, 0.05)}
 
