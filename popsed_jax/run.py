@@ -128,9 +128,11 @@ def _learn(
     else:
         progress.say("Drawing the reference population through the survey, and fitting flows to it")
         with ThreadPoolExecutor(1) as ahead:
-            # What fails there fails again where the program is called, and is raised there.
-            ahead.submit(compile_epoch, problem, schedule, settings, config.flow, config.fit)
+            compiled = ahead.submit(compile_epoch, problem, schedule, settings, config.flow, config.fit)
             members, reference = build_members(key_members, problem, config.reference, config.flow, config.fit)
+        if (error := compiled.exception()) is not None:
+            # No reason to stop: what is wrong with the program itself is raised where it is called.
+            progress.say(f"Compiling ahead failed ({type(error).__name__}); the first epoch compiles instead")
         state, history = init_state(members, problem, settings), []
         if checkpoint is not None:
             checkpoint.start(members, reference)
