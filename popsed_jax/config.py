@@ -99,7 +99,7 @@ def quick_config(config: RunConfig) -> RunConfig:
     fit = dataclasses.replace(
         config.fit,
         num_members=min(2, config.fit.num_members),
-        num_epochs=10,
+        num_epochs=6,
         steps_per_epoch=min(8, config.fit.steps_per_epoch),
         reference_draws=3000,
         reference_steps=120,

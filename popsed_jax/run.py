@@ -18,9 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from astropy.table import Table
+from jaxtyping import Array
 
 from popsed_jax.catalog import Catalog
 from popsed_jax.config import RunConfig
+from popsed_jax.flows.spline import SplineFlow
 from popsed_jax.population import summaries
 from popsed_jax.population.checkpoint import Checkpoint, CheckpointError
 from popsed_jax.population.fit import build_members, compile_epoch, empty_members, train, train_settings
@@ -167,24 +169,24 @@ def _summarise(catalogs: tuple[Catalog, ...], config: RunConfig, fitted: Fitted,
     weights = summaries.member_weights(np.asarray(state.best_objective), controlled, floor.std / floor.mean)
     ensemble = np.flatnonzero(controlled > 0)
     best = dataclasses.replace(members.reference, layers=state.best.layers)
-    flows = jax.tree.map(lambda leaf: leaf[ensemble], best)
+    flows = _members_of(best, ensemble)
     population = Population(flows, jnp.asarray(weights[ensemble]), space, _meaning(config, problem))
 
     theta, member = population.sample_members(keys[0], NUM_SAMPLES)
     calibration = state.best.calibration
     drawn = {"model": summaries.observe_galaxies(keys[1], problem, theta, member, calibration)}
     num_draws = fitted.reference.shape[1]
-    reference_theta = fitted.reference.reshape(-1, len(space))
-    reference_member = jnp.repeat(jnp.arange(len(ensemble)), num_draws)
-    order = jax.random.permutation(keys[2], len(reference_theta))[:NUM_SAMPLES]
-    as_quoted = jax.tree.map(jnp.zeros_like, calibration)
+    reference_theta = np.asarray(fitted.reference).reshape(-1, len(space))
+    reference_member = np.repeat(np.arange(len(ensemble)), num_draws)
+    order = np.random.default_rng([seed, 2]).permutation(len(reference_theta))[:NUM_SAMPLES]
+    as_quoted = jax.tree.map(np.zeros_like, calibration)
     drawn["reference"] = summaries.observe_galaxies(
         keys[3], problem, reference_theta[order], reference_member[order], as_quoted
     )
     if len(ensemble) < len(controlled):
-        control = jax.tree.map(lambda leaf: leaf[-1], best)
+        control = _members_of(best, np.array(-1))
         flat_theta = space.to_theta(control.sample(keys[4], NUM_SAMPLES))
-        flat_member = jnp.full(NUM_SAMPLES, len(controlled) - 1)
+        flat_member = np.full(NUM_SAMPLES, len(controlled) - 1)
         drawn["flat"] = summaries.observe_galaxies(keys[5], problem, flat_theta, flat_member, calibration)
 
     kept = [{name: galaxies.kept(rng, i) for name, galaxies in drawn.items()} for i in range(len(catalogs))]
@@ -209,6 +211,11 @@ def _summarise(catalogs: tuple[Catalog, ...], config: RunConfig, fitted: Fitted,
         tables[name] = photometry_table(catalog, survey, space, kept[number], number)
     tables["history"] = history_table(fitted.history, fitted.schedule, len(controlled))
     return FitResult(population, converged, reason, metrics, fitted.history, tables)
+
+
+@jax.jit
+def _members_of(flows: SplineFlow, index: Array) -> SplineFlow:
+    return jax.tree.map(lambda leaf: leaf[index], flows)
 
 
 def versions() -> dict[str, str]:

@@ -13,7 +13,7 @@ from tiny import tiny_catalog, tiny_config
 import popsed_jax as pj
 from popsed_jax.config import SurveyConfig
 from popsed_jax.observe.calibration import CalibrationConfig
-from popsed_jax.observe.forward import ForwardModel, joint_detection
+from popsed_jax.observe.forward import ForwardModel, joint_detection, joint_flux
 from popsed_jax.observe.selection import MagnitudeLimit, SelectionConfig
 from popsed_jax.population.fit import empty_members, train_settings
 from popsed_jax.population.intrinsic import (
@@ -215,7 +215,7 @@ def test_visibility_follows_the_limit(forward) -> None:
 def test_several_surveys_detect_what_any_detects(forward) -> None:
     deeper = dataclasses.replace(forward, selection=forward.selection.deeper(1.0))
     theta = _near(forward, 300, 18.0)
-    both = np.asarray(joint_detection((forward, deeper), theta))
+    both = np.asarray(joint_detection((forward, deeper), joint_flux((forward, deeper), theta)))
     alone = [np.asarray(one.detection(theta)) for one in (forward, deeper)]
     np.testing.assert_allclose(both, 1.0 - (1.0 - alone[0]) * (1.0 - alone[1]), atol=1e-5)
 
@@ -225,10 +225,12 @@ def test_without_noise_in_the_cuts_there_are_no_weights() -> None:
     quiet = dataclasses.replace(config, selection=dataclasses.replace(config.selection, observed=False))
     problem = prepare_problem(jax.random.key(0), [tiny_catalog(config)], quiet).problem
     assert not problem.weighted
+    theta = problem.parameters.sample_flat(jax.random.key(2), 16)
     _, weights = jax.jit(record)(
         jax.random.key(1),
         problem,
-        problem.parameters.sample_flat(jax.random.key(2), 16),
+        theta[:, problem.parameters.index("redshift")],
+        jax.jit(joint_flux)(problem.forwards, theta),
         tuple(jax.tree.map(lambda leaf: leaf[0], survey.calibration.start(1)) for survey in problem.surveys),
     )
     assert weights == (None,)

@@ -106,9 +106,20 @@ class ForwardModel:
         return jnp.concatenate([error, jnp.zeros_like(flux[:, self.num_bands :])], axis=1)
 
 
-def joint_detection(surveys: tuple[ForwardModel, ...], theta: Float[Array, "num dim"]) -> Float[Array, " num"]:
-    """Probability that at least one of several surveys keeps each galaxy, if each looked at it independently."""
-    return any_of([survey.detection(theta) for survey in surveys])
+def joint_flux(surveys: tuple[ForwardModel, ...], theta: Float[Array, "num dim"]) -> tuple[Float[Array, "num _"], ...]:
+    """Noise-free fluxes in all filters of each survey [maggies]."""
+    return tuple(survey.flux(theta) for survey in surveys)
+
+
+def joint_detection(
+    surveys: tuple[ForwardModel, ...], fluxes: tuple[Float[Array, "num _"], ...]
+) -> Float[Array, " num"]:
+    """Probability that at least one of several surveys keeps each galaxy, if each looked at it independently.
+
+    Args:
+        fluxes: see `joint_flux`.
+    """
+    return any_of([survey.detection_of(flux) for survey, flux in zip(surveys, fluxes, strict=True)])
 
 
 def any_of(probabilities: Sequence[Float[Array, " num"]]) -> Float[Array, " num"]:

@@ -7,32 +7,33 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array
+import numpy as np
 
 BATCH = 4096
 
 
 def map_batches(function: Callable[[Any, Any], Any], model: Any, arrays: Any, batch: int = BATCH) -> Any:
-    """`function(model, piece)` on consecutive pieces of arrays, joined; memory stays that of one piece.
+    """`function(model, piece)` on consecutive pieces of arrays, joined on the host; the device holds one piece at a time.
 
     Args:
         function: an unbound method or a module's function (it is a static argument: a fresh lambda would compile anew).
         model: a pytree, its first argument.
         arrays: one, or a pytree of several: each (num, ...), num of any size.
     """
+    # Cut and joined by NumPy: in JAX each slice and each length would be a program of its own to compile.
+    arrays = jax.tree.map(np.asarray, arrays)
     num = jax.tree.leaves(arrays)[0].shape[0]
 
-    def cut(array: Array, start: int) -> Array:
+    def cut(array: np.ndarray, start: int) -> np.ndarray:
         piece = array[start : start + batch]
         short = batch - piece.shape[0]
-        return jnp.concatenate([piece, jnp.broadcast_to(piece[-1:], (short, *piece.shape[1:]))]) if short else piece
+        return np.concatenate([piece, np.broadcast_to(piece[-1:], (short, *piece.shape[1:]))]) if short else piece
 
     pieces = [
-        _call(function, model, jax.tree.map(lambda array, start=start: cut(array, start), arrays))
+        jax.tree.map(np.asarray, _call(function, model, jax.tree.map(lambda a, start=start: cut(a, start), arrays)))
         for start in range(0, num, batch)
     ]
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts)[:num], *pieces)
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:num], *pieces)
 
 
 @partial(jax.jit, static_argnums=0)

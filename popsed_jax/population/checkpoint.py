@@ -43,7 +43,7 @@ class Checkpoint:
 
     def save(self, state: TrainState, history: list[EpochInfo]) -> None:
         """Keep the state after an epoch."""
-        stacked = EpochInfo(*(jnp.stack(column) for column in zip(*history, strict=True)))
+        stacked = jax.tree.map(lambda *column: np.stack(column), *history)
         metadata = {"settings": self._digest, "epochs": str(len(history))}
         save_tree(self.folder / "state.safetensors", (state, stacked), metadata)
 

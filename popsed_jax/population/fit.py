@@ -88,8 +88,9 @@ def compile_epoch(
 
     Compiling takes as long as all else before the first epoch, and one core. `train` then finds the program in JAX's cache.
     """
-    members, _ = empty_members(problem, flow, config)
-    state, key = init_state(members, problem, settings), jax.random.key(0)
+    members, _ = jax.eval_shape(lambda: empty_members(problem, flow, config))
+    state = jax.eval_shape(lambda members: init_state(members, problem, settings), members)
+    key = jax.random.key(0)
     run_epoch.lower(key, key, state, members, problem, schedule.row(0), settings).compile()
 
 
@@ -126,9 +127,9 @@ def train_settings(config: FitConfig, transport: TransportConfig) -> TrainSettin
 
 def _shift_scale(space: ParameterSpace, theta: Float[Array, "member draw dim"], reference: ReferenceConfig) -> Array:
     """Literature uncertainties of the reference's relations, from the parameters' units to u at the median galaxy."""
-    median = jnp.median(theta.reshape(-1, theta.shape[-1]), axis=0)
-    sigma = jnp.array([reference.systematics.get(name, 0.0) for name in space.names])
-    width = jnp.array([p.high - p.low for p in space.parameters])
-    step = jnp.minimum(0.5 * sigma, 0.05 * width)
-    slope = (space.to_u(median + step) - space.to_u(median - step)) / jnp.where(step > 0, 2.0 * step, 1.0)
-    return slope * sigma
+    median = np.median(theta.reshape(-1, theta.shape[-1]), axis=0)
+    sigma = np.array([reference.systematics.get(name, 0.0) for name in space.names])
+    width = np.array([p.high - p.low for p in space.parameters])
+    step = np.minimum(0.5 * sigma, 0.05 * width)
+    above, below = (np.asarray(space.to_u(jnp.asarray(median + move, theta.dtype))) for move in (step, -step))
+    return jnp.asarray((above - below) / np.where(step > 0, 2.0 * step, 1.0) * sigma, theta.dtype)

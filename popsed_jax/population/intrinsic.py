@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from popsed_jax.observe.forward import ForwardModel, any_of
+from popsed_jax.observe.forward import ForwardModel, joint_detection, joint_flux
 from popsed_jax.population.batching import map_batches
 
 # Both against the best-seen galaxies: a survey that samples one galaxy in a hundred of every kind sees all kinds.
@@ -72,8 +72,8 @@ def visibility(
     grid[:, :, space.index("redshift")] = redshifts[:, None]
     grid[:, :, space.index("log_mass")] = mass.low
     masses = np.arange(mass.low, mass.high, 0.05)
-    everywhere = jnp.asarray(grid.reshape(-1, grid.shape[-1]))
-    kept = np.asarray(map_batches(_kept_at_masses, (surveys, jnp.asarray(masses - mass.low)), everywhere))
+    fluxes = map_batches(joint_flux, surveys, grid.reshape(-1, grid.shape[-1]))
+    kept = map_batches(_kept_at_masses, (surveys, jnp.asarray(masses - mass.low)), fluxes)
     share = kept.reshape(num_redshifts, _NUM_KINDS, -1).mean(axis=1)
     share = share / max(float(share.max()), float(np.finfo(np.float32).tiny))
 
@@ -99,12 +99,7 @@ def visibility_warning(table: list[dict[str, Any]]) -> str:
     return f"Not seen (fewer than 1 % kept), so known by the reference alone: galaxies below {masses}{beyond}."
 
 
-def _kept_at_masses(model: tuple[tuple[ForwardModel, ...], Array], theta: Float[Array, "num dim"]) -> Array:
-    """Probability that any survey keeps each galaxy, (galaxy, mass), if it had so many dex more mass."""
+def _kept_at_masses(model: tuple[tuple[ForwardModel, ...], Array], fluxes: tuple[Array, ...]) -> Array:
+    """Probability that any survey keeps each galaxy, (galaxy, mass), if it had so many dex more mass: so much more flux."""
     surveys, more = model
-    fluxes = [survey.flux(theta) for survey in surveys]  # proportional to mass
-
-    def kept(dex: Array) -> Array:
-        return any_of([one.detection_of(10.0**dex * flux) for one, flux in zip(surveys, fluxes, strict=True)])
-
-    return jax.lax.map(kept, more).T
+    return jax.lax.map(lambda dex: joint_detection(surveys, tuple(10.0**dex * flux for flux in fluxes)), more).T

@@ -110,7 +110,7 @@ def simulate_mock(
     for attempt in range(40):
         each = jax.random.split(jax.random.fold_in(keys[1], attempt), 4)
         theta = _correlate(each[1], deep, config, sample_reference(each[0], (deep,), hyper, library, batch))
-        flux = map_batches(ForwardModel.flux, survey, theta)
+        flux = jnp.asarray(map_batches(ForwardModel.flux, survey, theta))
         observed, error = survey.noise.observe(each[2], flux[:, : survey.num_bands] * scale)
         keep = jax.random.uniform(each[3], (batch,)) < survey.kept(flux, observed, error)
         parts.append(tuple(np.asarray(array) for array in (theta, observed, error, keep)))

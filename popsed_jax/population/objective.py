@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from popsed_jax.flows.spline import SplineFlow
 from popsed_jax.observe.calibration import Calibration
-from popsed_jax.observe.forward import ForwardModel, any_of
+from popsed_jax.observe.forward import ForwardModel, joint_detection, joint_flux
 from popsed_jax.parameters import ParameterSpace
 from popsed_jax.population.schedules import Schedule
 from popsed_jax.population.survey import MAX_WEIGHT, Recorded, Survey, observe, validation_distance, with_redshift
@@ -118,28 +118,28 @@ def simulate(
     key_flow, key_noise = jax.random.split(key)
     u = flow.sample(key_flow, num)
     theta = problem.parameters.to_theta(u)
-    recorded, weights = record(key_noise, problem, theta, calibration, noise_divisor)
-    return Simulated(u, theta[:, problem.parameters.index("redshift")], recorded, weights)
+    redshift = theta[:, problem.parameters.index("redshift")]
+    fluxes = joint_flux(problem.forwards, theta)
+    recorded, weights = record(key_noise, problem, redshift, fluxes, calibration, noise_divisor)
+    return Simulated(u, redshift, recorded, weights)
 
 
 def record(
     key: Array,
     problem: Problem,
-    theta: Float[Array, "num dim"],
+    redshift: Float[Array, " num"],
+    fluxes: tuple[Float[Array, "num _"], ...],
     calibration: tuple[Calibration, ...],
     noise_divisor: Array | float = 1.0,
 ) -> tuple[tuple[Recorded, ...], tuple[Float[Array, " num"] | None, ...]]:
-    """Observe galaxies with every survey; see `Simulated` for what it returns."""
-    redshift = theta[:, problem.parameters.index("redshift")]
-    fluxes = [survey.forward.flux(theta) for survey in problem.surveys]
+    """Observe galaxies with every survey, from their noise-free fluxes; see `Simulated` for what it returns."""
     recorded = tuple(
         observe(jax.random.fold_in(key, i), survey, flux, redshift, part, noise_divisor)
         for i, (survey, flux, part) in enumerate(zip(problem.surveys, fluxes, calibration, strict=True))
     )
     if not problem.weighted:
         return recorded, (None,) * len(recorded)
-    kept = [survey.forward.detection_of(flux) for survey, flux in zip(problem.surveys, fluxes, strict=True)]
-    proposed = jnp.maximum(any_of(kept), 1e-6) ** problem.tilt
+    proposed = jnp.maximum(joint_detection(problem.forwards, fluxes), 1e-6) ** problem.tilt
     return recorded, tuple(jnp.minimum(part.kept / proposed, MAX_WEIGHT) for part in recorded)
 
 

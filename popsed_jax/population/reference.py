@@ -12,6 +12,7 @@ metallicity and dust given mass and type.
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -19,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from popsed_jax.observe.forward import ForwardModel, joint_detection
+from popsed_jax.cosmology import Cosmology
+from popsed_jax.observe.forward import ForwardModel, joint_detection, joint_flux
 from popsed_jax.parameters import ParameterSpace
 from popsed_jax.population.batching import map_batches
 
@@ -189,9 +191,8 @@ def sample_reference(
     for attempt in range(60):
         keys = jax.random.split(jax.random.fold_in(key, attempt), 3)
         theta = _propose(keys[0], forward, hyper, library, proposal, batch)
-        probability = map_batches(joint_detection, surveys, theta)
-        keep = np.asarray(jax.random.uniform(keys[1], (batch,)) < probability**tilt)
-        kept.append(np.asarray(theta)[keep])
+        keep = np.asarray(jax.random.uniform(keys[1], (batch,))) < _detection(surveys, theta) ** tilt
+        kept.append(theta[keep])
         total += int(keep.sum())
         if total >= num:
             return jnp.asarray(np.concatenate(kept)[:num])
@@ -232,12 +233,25 @@ def build_library(key: Array, forward: ForwardModel, config: ReferenceConfig) ->
         flat = flat.at[:, space.index("f_burst")].set(burst)
     thetas, rates = [], []
     for z in redshift:
-        theta = flat.at[:, space.index("redshift")].set(z)
+        theta = np.array(flat)
+        theta[:, space.index("redshift")] = z
         rate = map_batches(ForwardModel.derived, forward, theta)["log_ssfr"]
-        order = jnp.argsort(rate)
+        order = np.argsort(rate, kind="stable")
         thetas.append(theta[order])
         rates.append(rate[order])
-    return Library(redshift, jnp.stack(thetas), jnp.stack(rates))
+    return Library(redshift, jnp.asarray(np.stack(thetas)), jnp.asarray(np.stack(rates)))
+
+
+def _detection(surveys: tuple[ForwardModel, ...], theta: Float[np.ndarray, "num dim"]) -> Float[np.ndarray, " num"]:
+    """Probability that any of the surveys keeps each galaxy."""
+    return map_batches(joint_detection, surveys, map_batches(joint_flux, surveys, theta))
+
+
+@partial(jax.jit, static_argnames="cosmology")
+def _number_density(cosmology: Cosmology, log_mass: Array, redshift: Array, hyper: dict[str, float]) -> Array:
+    """Galaxies in a unit of log mass and redshift, over the whole sky [1/dex]."""
+    per_volume = 10.0 ** log_mass_function(log_mass[None, :], redshift[:, None], hyper)
+    return per_volume * cosmology.differential_volume(redshift)[:, None]
 
 
 def _build_proposal(
@@ -256,16 +270,13 @@ def _build_proposal(
     z = 0.5 * (redshift[1:] + redshift[:-1])
     log_mass = np.linspace(mass.low - 0.2, mass.high - 0.1, 251)
     m = 0.5 * (log_mass[1:] + log_mass[:-1])
-    volume = np.asarray(forward.galaxy.cosmology.differential_volume(jnp.asarray(z))) * np.diff(redshift)
-    density = (
-        10.0 ** np.asarray(log_mass_function(jnp.asarray(m)[None, :], jnp.asarray(z)[:, None], hyper)) * volume[:, None]
-    )
+    density = np.asarray(_number_density(forward.galaxy.cosmology, m, z, hyper)) * np.diff(redshift)[:, None]
     # The least mass that is ever detected at each redshift, from galaxies of all kinds placed there.
     keys = jax.random.split(key, 3)
     trial_z = jax.random.uniform(keys[0], (pilot,), minval=bounds.low, maxval=bounds.high)
     trial_mass = jax.random.uniform(keys[1], (pilot,), minval=mass.low, maxval=mass.high - 0.5)
     theta = _dress(keys[2], forward, hyper, library, trial_z, trial_mass)
-    seen = np.asarray(map_batches(joint_detection, surveys, theta)) ** tilt > 1e-3
+    seen = _detection(surveys, theta) ** tilt > 1e-3
     least = _lower_envelope(np.asarray(trial_z)[seen], np.asarray(trial_mass)[seen], z, margin=0.3)
     density = np.where(m[None, :] >= least[:, None], density, 0.0)
     if density.sum() == 0:
@@ -289,7 +300,7 @@ def _lower_envelope(z: np.ndarray, mass: np.ndarray, at: np.ndarray, margin: flo
 
 def _propose(
     key: Array, forward: ForwardModel, hyper: dict[str, float], library: Library, proposal: _Proposal, num: int
-) -> Float[Array, "num dim"]:
+) -> Float[np.ndarray, "num dim"]:
     keys = jax.random.split(key, 3)
     uniform = np.asarray(jax.random.uniform(keys[0], (num,)))
     cell = np.minimum(np.searchsorted(proposal.cumulative, uniform), proposal.cumulative.size - 1)
@@ -302,13 +313,13 @@ def _propose(
 
 def _dress(
     key: Array, forward: ForwardModel, hyper: dict[str, float], library: Library, redshift: Array, log_mass: Array
-) -> Float[Array, "num dim"]:
+) -> Float[np.ndarray, "num dim"]:
     """Give galaxies of known redshift and surviving mass all their other parameters."""
-    theta = _draw_unit_mass(key, forward, hyper, library, redshift, log_mass)
+    theta = np.array(_draw_unit_mass(key, forward, hyper, library, redshift, log_mass))
     lost = map_batches(ForwardModel.derived, forward, theta)["log_mass_surviving"]
     bounds = forward.space["log_mass"]
-    formed = jnp.clip(log_mass - lost, bounds.low + 1e-3, bounds.high - 1e-3)
-    return theta.at[:, forward.space.index("log_mass")].set(formed)
+    theta[:, forward.space.index("log_mass")] = np.clip(log_mass - lost, bounds.low + 1e-3, bounds.high - 1e-3)
+    return theta
 
 
 @jax.jit

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 from scipy.stats import wasserstein_distance
 
 from popsed_jax.observe.calibration import Calibration
-from popsed_jax.observe.forward import ForwardModel, joint_detection
+from popsed_jax.observe.forward import ForwardModel, joint_detection, joint_flux
 from popsed_jax.population.batching import map_batches
 from popsed_jax.population.objective import Problem, record
 from popsed_jax.population.space import ComparisonSpace
@@ -57,16 +57,21 @@ class Galaxies(NamedTuple):
 def observe_galaxies(
     key: Array,
     problem: Problem,
-    theta: Float[Array, "num dim"],
-    member: Array,
+    theta: Float[Array | np.ndarray, "num dim"],
+    member: Array | np.ndarray,
     calibration: tuple[Calibration, ...],
 ) -> Galaxies:
     """Derived properties and photometry of given galaxies, with the calibration of the member that each came from."""
-    each = jax.tree.map(lambda leaf: leaf[member], calibration)
-    pieces = (jnp.arange(len(theta)), theta, each)
-    derived, detection, recorded, weights = jax.tree.map(np.asarray, map_batches(_measure, (key, problem), pieces))
+    theta, member = np.asarray(theta), np.asarray(member)
+    each = jax.tree.map(lambda leaf: np.asarray(leaf)[member], calibration)
+    # In parts that other steps need too, so that each is compiled once.
+    derived = map_batches(ForwardModel.derived, problem.forwards[0], theta)
+    fluxes = map_batches(joint_flux, problem.forwards, theta)
+    redshift = theta[:, problem.parameters.index("redshift")]
+    pieces = (np.arange(len(theta)), redshift, fluxes, each)
+    detection, recorded, weights = map_batches(_record, (key, problem), pieces)
     return Galaxies(
-        np.asarray(theta),
+        theta,
         derived,
         detection,
         tuple(part.mags for part in recorded),
@@ -75,22 +80,21 @@ def observe_galaxies(
             for part, forward in zip(recorded, problem.forwards, strict=True)
         ),
         weights,
-        np.asarray(member),
+        member,
     )
 
 
-def _measure(model: tuple[Array, Problem], piece: tuple[Array, Array, tuple[Calibration, ...]]) -> tuple[Any, ...]:
-    """Everything that is wanted of some galaxies, in one program: their photometry is computed once."""
-    (key, problem), (number, theta, calibration) = model, piece
-    recorded, weights = record(jax.random.fold_in(key, number[0]), problem, theta, calibration)
-    return problem.forwards[0].derived(theta), joint_detection(problem.forwards, theta), recorded, weights
+def _record(model: tuple[Array, Problem], piece: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Probability of detection, and what the surveys record of galaxies of known fluxes."""
+    (key, problem), (number, redshift, fluxes, calibration) = model, piece
+    recorded, weights = record(jax.random.fold_in(key, number[0]), problem, redshift, fluxes, calibration)
+    return joint_detection(problem.forwards, fluxes), recorded, weights
 
 
 def named_galaxies(forward: ForwardModel, theta: Float[np.ndarray, "num dim"]) -> dict[str, np.ndarray]:
     """Parameters and derived properties by name."""
-    derived = map_batches(ForwardModel.derived, forward, jnp.asarray(theta))
     named = {name: np.asarray(theta[:, i]) for i, name in enumerate(forward.space.names)}
-    return named | {name: np.asarray(values) for name, values in derived.items()}
+    return named | map_batches(ForwardModel.derived, forward, theta)
 
 
 def distance_to_data(

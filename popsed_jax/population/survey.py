@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import NamedTuple
 
 import flax.struct
@@ -199,13 +200,17 @@ class Floor(NamedTuple):
 
 def noise_floor(key: Array, features: Float[Array, "galaxy feature"], num: int, blur: float, repeats: int = 8) -> Floor:
     """Distance between disjoint random parts of the data, as many galaxies each as the validation compares."""
-    distance = jax.jit(validation_distance)
-    num = min(num, features.shape[0] // 2)
-    values = []
-    for k in jax.random.split(key, repeats):
-        order = jax.random.permutation(k, features.shape[0])
-        values.append(float(distance(features[order[:num]], features[order[num : 2 * num]], blur)))
+    values = _split_distances(key, features, min(num, features.shape[0] // 2), blur, repeats)
     return Floor(float(np.mean(values)), float(np.std(values)))
+
+
+@partial(jax.jit, static_argnames=("num", "repeats"))
+def _split_distances(key: Array, features: Array, num: int, blur: float, repeats: int) -> Float[Array, " repeat"]:
+    def split(key: Array) -> Array:
+        order = jax.random.permutation(key, features.shape[0])
+        return validation_distance(features[order[:num]], features[order[num : 2 * num]], blur)
+
+    return jax.lax.map(split, jax.random.split(key, repeats))
 
 
 def prepare_survey(

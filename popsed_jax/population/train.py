@@ -123,6 +123,7 @@ def fit_flows(
     return jax.lax.platform_dependent(keys, u, cpu=in_turn, default=jax.vmap(fit_one))
 
 
+@partial(jax.jit, static_argnames="settings")
 def init_state(members: Member, problem: Problem, settings: TrainSettings) -> TrainState:
     """Members at their references, with the calibration as quoted."""
     num = members.controlled.shape[0]
