@@ -28,7 +28,7 @@ from popsed_jax.population.survey import SpectroscopyConfig
 ZERO_POINTS = {"u": 0.10, "g": -0.06, "r": 0.0, "i": 0.05, "z": -0.08}
 FLOOR = 0.10
 ALWAYS = "r"  # the band that no galaxy lacks
-CALIBRATED = pj.CalibrationConfig(offset_sigma=0.06, pinned=ALWAYS, floor_sigma=0.5)
+CALIBRATED = pj.CalibrationConfig(offset_sigma=0.10, pinned=ALWAYS, floor_sigma=0.5)
 
 
 def with_gaps(catalog: pj.Catalog, rng: np.random.Generator) -> pj.Catalog:
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--fraction", type=float, default=0.0)
-    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=pj.default_config().fit.num_epochs)
     parser.add_argument("--only", nargs="*", default=[], help="some of the variants")
     args = parser.parse_args()
     config = with_fit(pj.default_config(), seed=args.seed, flat_control=False, num_epochs=args.epochs)
