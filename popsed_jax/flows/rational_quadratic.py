@@ -15,10 +15,13 @@ from typing import NamedTuple
 import distrax
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 MIN_BIN_SIZE = 1e-4
 MIN_SLOPE = 1e-4
+# What gradients keep of the walk, for `jax.checkpoint`: walking again would cost more than all else of a spline.
+SAVED = "spline"
 # Added before the softplus, so that a parameter of zero is a slope of one.
 _SLOPE_OFFSET = math.log(math.expm1(1.0 - MIN_SLOPE))
 
@@ -83,7 +86,7 @@ def _find_bin_jvp(
     bound: float, by_height: bool, primals: tuple[Array, Array], tangents: tuple[Array, Array]
 ) -> tuple[_Bin, _Bin]:
     params, at = primals
-    found, index = _walk(bound, by_height, params, at)
+    found, index = jax.tree.map(partial(checkpoint_name, name=SAVED), _walk(bound, by_height, params, at))
     num = (params.shape[0] + 1) // 3
     bins = jnp.arange(num).reshape(-1, *[1] * at.ndim)
     here, below = bins == index, bins < index
@@ -92,7 +95,7 @@ def _find_bin_jvp(
         return jnp.sum(jnp.where(mask, values, 0.0), axis=0)
 
     def corner_and_size(logits: Array, change: Array) -> tuple[Array, Array]:
-        share = jax.nn.softmax(logits, axis=0)
+        share = checkpoint_name(jax.nn.softmax(logits, axis=0), SAVED)
         change = _total(bound, num) * share * (change - jnp.sum(share * change, axis=0))
         return pick(change, below), pick(change, here)
 
