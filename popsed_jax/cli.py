@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.table import Table as RichTable
 from popsed_jax.catalog import CatalogConfig, read_catalog
 from popsed_jax.config import RunConfig, default_config, load_config, quick_config
 from popsed_jax.data import check_data
+from popsed_jax.distributed import LostProcessError, join, named_losses
 from popsed_jax.emulator_report import build_emulator_report
 from popsed_jax.population.mock import simulate_mock
 from popsed_jax.population.summaries import named_galaxies
@@ -52,8 +54,16 @@ def fit_command(
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the run directory's checkpoint.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A tenth of the steps: to see that it works.")] = False,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="This is one of several processes of one fit; see README.")
+    ] = False,
+    coordinator: Annotated[str | None, typer.Option("--coordinator", help="HOST:PORT of process 0.")] = None,
+    num_processes: Annotated[int | None, typer.Option("--num-processes", help="How many processes.")] = None,
+    process_id: Annotated[int | None, typer.Option("--process-id", help="Number of this process, from 0.")] = None,
 ) -> None:
     """Learn the population of a catalogue and write a run directory with its report."""
+    if distributed or coordinator is not None:
+        join(coordinator, num_processes, process_id)
     settings, base = _settings(config)
     if catalog is not None:
         settings = _with_path(settings, catalog.resolve(), config)
@@ -63,10 +73,13 @@ def fit_command(
     settings = dataclasses.replace(settings, fit=dataclasses.replace(settings.fit, **changed))
     data = tuple(read_catalog(survey.catalog, base) for survey in settings.all_surveys)
     folder = out_dir or Path("runs") / data[0].name
-    if (folder / "metrics.json").exists() and not resume:
+    if (folder / "metrics.json").exists() and not resume and jax.process_index() == 0:
         err.print(f"{folder} holds an earlier run, which this one replaces.", highlight=False, markup=False)
     settings = _anchored(settings, base)
-    result = fit(data, settings, out=folder, resume=resume)
+    with named_losses():
+        result = fit(data, settings, out=folder, resume=resume)
+    if jax.process_index() > 0:
+        return  # process 0 writes
     report = build_report(folder)
     out.print(f"Report: {report.resolve()}", soft_wrap=True, highlight=False, markup=False)
     if not result.converged:
@@ -208,6 +221,11 @@ def main() -> NoReturn:
     """Entry point: mistakes of the user end with a sentence, not a traceback."""
     try:
         app()
+    except LostProcessError as error:
+        err.print(f"popsed-jax: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.stderr.flush()
+        # At once: an ordinary exit waits for the lost process for a minute, and then aborts with pages of C++ names.
+        os._exit(4)
     except (ValueError, KeyError, FileNotFoundError, OSError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         err.print(f"popsed-jax: {message}", style="red", highlight=False, markup=False, soft_wrap=True)

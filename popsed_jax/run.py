@@ -25,6 +25,7 @@ from popsed_jax.config import RunConfig
 from popsed_jax.flows.spline import SplineFlow
 from popsed_jax.population import summaries
 from popsed_jax.population.checkpoint import Checkpoint, CheckpointError
+from popsed_jax.population.devices import device_mesh
 from popsed_jax.population.fit import build_members, compile_epoch, empty_members, train, train_settings
 from popsed_jax.population.model import Population
 from popsed_jax.population.objective import Problem
@@ -81,6 +82,8 @@ def fit(
         resume: continue from the checkpoint in `out`.
         show_progress: a progress bar on the terminal.
 
+    Of the processes of a distributed fit (`popsed_jax.distributed`), all call this with the same arguments; the first writes.
+
     Returns:
         The result; also when interrupted with Ctrl-C, then with `converged` false and the best state so far.
 
@@ -91,13 +94,14 @@ def fit(
     started = time.perf_counter()
     folder = None if out is None else Path(out)
     catalogs = (catalog,) if isinstance(catalog, Catalog) else tuple(catalog)
-    with Progress(show_progress, log=None if folder is None else folder / "log.txt") as progress:
+    lead = jax.process_index() == 0
+    with Progress(show_progress and lead, log=folder / "log.txt" if folder is not None and lead else None) as progress:
         for line in (line for each in catalogs for line in each.summary()):
             progress.say(line)
         fitted = _learn(catalogs, config, folder, resume, progress)
         progress.say("Sampling the learned population and measuring it")
         result = _summarise(catalogs, config, fitted, started)
-        if folder is not None:
+        if folder is not None and lead:
             write_run(folder, result, config)
         if "visibility" in result.metrics:
             progress.say(result.metrics["visibility"]["warning"])
@@ -121,7 +125,13 @@ def _learn(
         progress.say(f"Photometry by the emulator in {config.emulator}")
     prepared = prepare_problem(key_problem, catalogs, config)
     problem = prepared.problem
-    settings = train_settings(config.fit, config.transport)
+    mesh = device_mesh(config.fit.num_members + int(config.fit.flat_control))
+    settings = train_settings(config.fit, config.transport, mesh)
+    lead = jax.process_index() == 0
+    if mesh is not None:
+        progress.say(
+            f"{mesh.shape['member']} x {mesh.shape['draw']} devices (members x draws), {jax.process_count()} processes"
+        )
     schedule = build_schedule(config.anneal, config.fit.num_epochs, config.fit.learning_rate)
     if resume and checkpoint is not None:
         shapes = empty_members(problem, config.flow, config.fit)
@@ -136,7 +146,7 @@ def _learn(
             # No reason to stop: what is wrong with the program itself is raised where it is called.
             progress.say(f"Compiling ahead failed ({type(error).__name__}); the first epoch compiles instead")
         state, history = init_state(members, problem, settings), []
-        if checkpoint is not None:
+        if checkpoint is not None and lead:
             checkpoint.start(members, reference)
 
     latest, interrupted_at = state, None
@@ -145,7 +155,7 @@ def _learn(
         nonlocal latest
         latest = state
         history.append(info)
-        if checkpoint is not None:
+        if checkpoint is not None and lead:
             checkpoint.save(state, history)
         shown = np.asarray(members.controlled) > 0
         progress.epoch(epoch + 1, float(np.mean(info.loss[shown])), float(np.mean(info.ratio[shown])))

@@ -26,7 +26,7 @@ ALLOWED = {
 # Packages that an installation need not have; only these may be imported where they are used.
 OPTIONAL = {"ot", "sklearn"}
 HIGHEST = {"cli", "report", "run", "config", "settings", "plots", "plots_base", "plots_photometry", "progress"}
-HIGHEST |= {"pages", "emulators", "train_emulator", "emulator_report"}
+HIGHEST |= {"distributed", "pages", "emulators", "train_emulator", "emulator_report"}
 
 
 def module_name(path: Path) -> str:

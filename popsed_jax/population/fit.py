@@ -8,10 +8,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from popsed_jax.flows.spline import FlowConfig, init_flow
 from popsed_jax.parameters import ParameterSpace
+from popsed_jax.population.devices import fetch, meet, place
 from popsed_jax.population.fit_config import FitConfig
 from popsed_jax.population.objective import Member, Problem
 from popsed_jax.population.reference import ReferenceConfig, build_library, draw_hyper, sample_reference
@@ -84,10 +86,13 @@ def empty_members(
 def compile_epoch(
     problem: Problem, schedule: Schedule, settings: TrainSettings, flow: FlowConfig, config: FitConfig
 ) -> None:
-    """Compile `run_epoch` before there are members, so that a thread can do it while they are being built.
+    """Compile `run_epoch` for one device before there are members, so that a thread can do it while they are being built.
 
     Compiling takes as long as all else before the first epoch, and one core. `train` then finds the program in JAX's cache.
+    Over several devices nothing is compiled ahead.
     """
+    if settings.mesh is not None:
+        return
     members, _ = jax.eval_shape(lambda: empty_members(problem, flow, config))
     state = jax.eval_shape(lambda members: init_state(members, problem, settings), members)
     key = jax.random.key(0)
@@ -105,24 +110,29 @@ def train(
     start: int = 0,
 ) -> tuple[TrainState, list[EpochInfo]]:
     """Run the epochs from `start` on. The callback sees every epoch and may raise KeyboardInterrupt to stop."""
+    mesh = settings.mesh
     state = init_state(members, problem, settings) if state is None else state
-    validation_key = jax.random.fold_in(key, VALIDATION)
+    state, members = place((state, members), mesh, by_member=True)
+    problem, validation_key = place((problem, jax.random.fold_in(key, VALIDATION)), mesh)
+    if mesh is not None and start < len(schedule.blur):
+        row = place(schedule.row(start), mesh)
+        run_epoch.lower(validation_key, validation_key, state, members, problem, row, settings).compile()
+        meet("compiled")
     history = []
     for epoch in range(start, len(schedule.blur)):
-        state, info = run_epoch(
-            jax.random.fold_in(key, epoch), validation_key, state, members, problem, schedule.row(epoch), settings
-        )
-        history.append(jax.tree.map(np.asarray, info))
+        epoch_key, row = place((jax.random.fold_in(key, epoch), schedule.row(epoch)), mesh)
+        state, info = run_epoch(epoch_key, validation_key, state, members, problem, row, settings)
+        history.append(jax.tree.map(np.asarray, fetch(info, mesh)))
         if callback is not None:
-            callback(epoch, state, history[-1])
-    return state, history
+            callback(epoch, fetch(state, mesh), history[-1])
+    return fetch(state, mesh), history
 
 
-def train_settings(config: FitConfig, transport: TransportConfig) -> TrainSettings:
+def train_settings(config: FitConfig, transport: TransportConfig, mesh: Mesh | None = None) -> TrainSettings:
     """The static part of the settings."""
     names = {f.name for f in dataclasses.fields(TrainSettings)}
     shared = {name: value for name, value in dataclasses.asdict(config).items() if name in names}
-    return TrainSettings(**shared, transport=transport)
+    return TrainSettings(**shared, transport=transport, mesh=mesh)
 
 
 def _shift_scale(space: ParameterSpace, theta: Float[Array, "member draw dim"], reference: ReferenceConfig) -> Array:

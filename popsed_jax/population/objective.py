@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from popsed_jax.flows.spline import SplineFlow
 from popsed_jax.observe.calibration import Calibration
 from popsed_jax.observe.forward import ForwardModel, joint_detection, joint_flux
 from popsed_jax.parameters import ParameterSpace
+from popsed_jax.population.devices import spread
 from popsed_jax.population.schedules import Schedule
 from popsed_jax.population.survey import MAX_WEIGHT, Recorded, Survey, observe, validation_distance, with_redshift
 from popsed_jax.transport import TransportMix, transport_cost
@@ -113,10 +115,15 @@ def simulate(
     calibration: tuple[Calibration, ...],
     num: int,
     noise_divisor: Array | float,
+    mesh: Mesh | None = None,
 ) -> Simulated:
-    """Draw galaxies, observe them with every survey, and weigh them."""
+    """Draw galaxies, observe them with every survey, and weigh them.
+
+    Args:
+        mesh: the devices over which the draws are spread.
+    """
     key_flow, key_noise = jax.random.split(key)
-    u = flow.sample(key_flow, num)
+    u = spread(flow.sample(key_flow, num), mesh)
     theta = problem.parameters.to_theta(u)
     redshift = theta[:, problem.parameters.index("redshift")]
     fluxes = joint_flux(problem.forwards, theta)
@@ -172,7 +179,7 @@ def member_loss(
     key_draw, key_data, key_cost = jax.random.split(key, 3)
     flow = dataclasses.replace(member.reference, layers=trained.layers)
     num = settings.batch_size
-    model = simulate(key_draw, problem, flow, trained.calibration, num, row.noise_divisor)
+    model = simulate(key_draw, problem, flow, trained.calibration, num, row.noise_divisor, settings.mesh)
 
     def distance(key: Array, x: Array, y: Array, weights: Array | None) -> Array:
         mix = TransportMix(row.sliced, row.sinkhorn)
@@ -209,7 +216,7 @@ def validation_ratio(key: Array, trained: Trained, member: Member, problem: Prob
     """
     flow = dataclasses.replace(member.reference, layers=trained.layers)
     num = max(survey.held_out.shape[0] for survey in problem.surveys)
-    model = simulate(key, problem, flow, trained.calibration, num, 1.0)
+    model = simulate(key, problem, flow, trained.calibration, num, 1.0, settings.mesh)
     ratios = []
     for survey, recorded, weights in zip(problem.surveys, model.recorded, model.weights, strict=True):
         held = survey.held_out.shape[0]

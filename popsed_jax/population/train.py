@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from popsed_jax.flows.spline import FlowConfig, SplineFlow, init_flow, whiten
+from popsed_jax.population.devices import MEMBER
 from popsed_jax.population.objective import LossTerms, Member, Problem, Trained, member_loss, validation_ratio
 from popsed_jax.population.schedules import Schedule
 from popsed_jax.transport import TransportConfig
@@ -24,7 +26,7 @@ CALIBRATION_RATE = 30.0
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-    """Static settings of the compiled epoch (see `FitConfig` for their meaning)."""
+    """Static settings of the compiled epoch (see `FitConfig` for their meaning), and the devices that run it (None: one)."""
 
     batch_size: int
     num_kl: int
@@ -37,6 +39,7 @@ class TrainSettings:
     validation_blur: float
     average_steps: int
     transport: TransportConfig
+    mesh: Mesh | None = None
 
 
 class TrainState(NamedTuple):
@@ -166,11 +169,12 @@ def run_epoch(
     """
     num = members.controlled.shape[0]
     optimiser = _optimiser()
+    axis = None if settings.mesh is None else MEMBER
     grad_loss = jax.value_and_grad(member_loss, has_aux=True)
 
     def step(carry: _Carry, key: Array) -> tuple[_Carry, tuple[Array, LossTerms]]:
         trained, average, opt_state = carry
-        (loss, terms), grads = jax.vmap(grad_loss, in_axes=(0, 0, 0, None, None, 0, None))(
+        (loss, terms), grads = jax.vmap(grad_loss, in_axes=(0, 0, 0, None, None, 0, None), spmd_axis_name=axis)(
             trained, jax.random.split(key, num), members, problem, row, state.log_lambda, settings
         )
         updates, opt_state = jax.vmap(optimiser.update)(grads, opt_state, trained)
@@ -187,7 +191,8 @@ def run_epoch(
     start = state.trained, state.average, state.opt_state
     (trained, average, opt_state), (loss, terms) = jax.lax.scan(step, start, keys)
     fixed = jax.random.split(validation_key, num)
-    ratio = jax.vmap(validation_ratio, in_axes=(0, 0, 0, None, None))(fixed, average, members, problem, settings)
+    validate = jax.vmap(validation_ratio, in_axes=(0, 0, 0, None, None), spmd_axis_name=axis)
+    ratio = validate(fixed, average, members, problem, settings)
     kl = jnp.mean(terms.kl[-max(1, settings.steps_per_epoch // 2) :], axis=0)
     objective = validation_objective(ratio, kl, members.controlled, settings)
     # Discrepancy principle: hold the reference as firmly as leaves the model at the data's noise floor.
