@@ -28,7 +28,6 @@ from popsed_jax.population.survey import SpectroscopyConfig
 ZERO_POINTS = {"u": 0.10, "g": -0.06, "r": 0.0, "i": 0.05, "z": -0.08}
 FLOOR = 0.10
 ALWAYS = "r"  # the band that no galaxy lacks
-CALIBRATED = pj.CalibrationConfig(offset_sigma=0.10, pinned=ALWAYS, floor_sigma=0.5)
 
 
 def with_gaps(catalog: pj.Catalog, rng: np.random.Generator) -> pj.Catalog:
@@ -53,13 +52,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--fraction", type=float, default=0.0)
     parser.add_argument("--epochs", type=int, default=pj.default_config().fit.num_epochs)
+    parser.add_argument("--offset-sigma", type=float, default=0.1, help="prior of the zero points [mag]")
     parser.add_argument("--only", nargs="*", default=[], help="some of the variants")
     args = parser.parse_args()
     config = with_fit(pj.default_config(), seed=args.seed, flat_control=False, num_epochs=args.epochs)
     config = dataclasses.replace(config, spectroscopy=SpectroscopyConfig(args.fraction))
     perfect, truth, _ = mock_catalog(args.seed, args.num, config.mock, config)
     wrong = dataclasses.replace(config.mock, zero_points=ZERO_POINTS, floor=FLOOR)
-    miscalibrated = dataclasses.replace(config, noise=NoiseConfig(floor=0.03), calibration=CALIBRATED)
+    calibration = pj.CalibrationConfig(offset_sigma=args.offset_sigma, pinned=ALWAYS, floor_sigma=0.5)
+    miscalibrated = dataclasses.replace(config, noise=NoiseConfig(floor=0.03), calibration=calibration)
     variants = {
         "perfect": (config, perfect),
         "miscalibrated": (miscalibrated, mock_catalog(args.seed, args.num, wrong, config)[0]),
