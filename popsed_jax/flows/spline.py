@@ -103,7 +103,9 @@ class SplineFlow:
     @jax.jit
     def inverse(self, u: Float[Array, "num dim"]) -> tuple[Float[Array, "num dim"], Float[Array, " num"]]:
         """From u to the base, with log |dx/du|."""
-        y = solve_triangular(self.chol, (u - self.mean).T, lower=True).T
+        # The inverse of a small matrix, then a product: solving for every draw is ten times slower on a CPU.
+        unmix = solve_triangular(self.chol, jnp.eye(self.dim, dtype=self.chol.dtype), lower=True)
+        y = jnp.matmul(u - self.mean, unmix.T, precision=jax.lax.Precision.HIGHEST)
         x, log_det = _scan_layers(self, y, inverse=True)
         return x, log_det - self._log_det_affine()
 
