@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,6 +60,13 @@ def finish(
         json.dumps({"title": title, "machine": machine(), "rows": named, **extra}, indent=2, default=float) + "\n"
     )
     console.print(f"written: {out}")
+
+
+def start_fit(folder: Path, settings: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
+    """The command in a process of its own; what it says comes from `communicate()`."""
+    command = [sys.executable, "-m", "popsed_jax", "fit", "--config", str(settings), "--out", str(folder), *options]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=os.environ | environment, text=True, **quiet)
 
 
 def mock_catalog(

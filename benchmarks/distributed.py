@@ -6,26 +6,19 @@ python benchmarks/distributed.py
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import finish
+from common import finish, start_fit
 from kill import SETTINGS
 
 import popsed_jax as pj
-
-
-def start(folder: Path, settings: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "popsed_jax", "fit", "--config", str(settings), "--out", str(folder), *options]
-    return subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def start_two(folder: Path, settings: Path) -> list[subprocess.Popen[str]]:
@@ -33,7 +26,7 @@ def start_two(folder: Path, settings: Path) -> list[subprocess.Popen[str]]:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     shared = ("--distributed", "--coordinator", f"localhost:{port}", "--num-processes", "2")
-    return [start(folder, settings, *shared, "--process-id", str(number)) for number in range(2)]
+    return [start_fit(folder, settings, *shared, "--process-id", str(number)) for number in range(2)]
 
 
 def lost(folder: Path, settings: Path, victim: int) -> tuple[float, int, str]:
@@ -61,7 +54,7 @@ def main() -> None:
         settings, long = base / "run.toml", base / "long.toml"
         settings.write_text(SETTINGS)
         long.write_text(SETTINGS.replace("num_epochs = 12", "num_epochs = 2000"))
-        one = start(base / "one", settings)
+        one = start_fit(base / "one", settings)
         one.communicate()
         codes = [one.returncode]
         for process in start_two(base / "two", settings):

@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from common import finish
+from common import finish, start_fit
 from safetensors.numpy import load_file
 
 import popsed_jax as pj
@@ -49,12 +46,6 @@ flat_control = false
 """
 
 
-def start(folder: Path, settings: Path, cache: Path, *options: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "popsed_jax", "fit", "--config", str(settings), "--out", str(folder), *options]
-    fast = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return subprocess.Popen(command, env=os.environ | fast, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
 def content(folder: Path) -> dict[str, np.ndarray]:
     """Everything of a run that its seed decides; reading it shows that the files are whole."""
     samples = pj.read_table(folder / "samples.parquet")
@@ -78,24 +69,32 @@ def main() -> None:
         base = Path(place)
         settings, cache = base / "run.toml", base / "cache"
         settings.write_text(SETTINGS)
-        if start(base / "warm", settings, cache).wait() not in (0, 3):
-            raise RuntimeError("the fit fails without being killed")
+        cached = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+        def run(folder: Path, *options: str) -> int:
+            process = start_fit(folder, settings, *options, **cached)
+            said = process.communicate()[1]
+            if process.returncode not in (0, 3):
+                print(said)
+            return process.returncode
+
+        run(base / "warm")
         started = time.perf_counter()
-        start(base / "whole", settings, cache).wait()
+        run(base / "whole")
         whole = time.perf_counter() - started
         expected = content(base / "whole")
         rows = []
         for number, moment in enumerate(np.sort(rng.uniform(0.0, whole, args.kills))):
             folder = base / f"killed{number}"
-            process = start(folder, settings, cache)
+            process = start_fit(folder, settings, **cached)
             time.sleep(moment)
             process.send_signal(signal.SIGKILL)
-            process.wait()
+            process.communicate()
             log = folder / "log.txt"
             epochs = log.read_text().count("epoch ") if log.exists() else 0
             left = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.part"))
             resumable = (folder / "checkpoint/members.safetensors").exists()
-            code = start(folder, settings, cache, *(["--resume"] if resumable else [])).wait()
+            code = run(folder, *(["--resume"] if resumable else []))
             found = content(folder)
             same = found.keys() == expected.keys() and all(
                 np.array_equal(found[name], expected[name], equal_nan=found[name].dtype.kind == "f") for name in found

@@ -11,7 +11,7 @@ samples of the truth.
 PopSED's recipe (Li+24, arXiv:2309.16958, and its code): a neural spline flow of 20 coupling transforms, 60 bins, conditioners of
 2 x 100; geomloss's Sinkhorn divergence with p = 1 on magnitudes scaled by the data's mean and standard deviation; 30 steps an
 epoch; blur 0.3, 0.3, 0.2, 0.2, 0.1 x 3, 0.05 x 3, then 0.002; noise divided by 1 + 25 exp(-10 i / E); Adam, one cycle to
-3e-4. It takes 10,000 draws a step, which takes minutes a step on two cores; here `--batch` draws, which helps it.
+3e-4. It takes 10,000 draws a step; here `--batch` draws.
 """
 
 from __future__ import annotations

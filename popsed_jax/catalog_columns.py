@@ -159,8 +159,8 @@ def _pick(table: Table, band: BandConfig, config: CatalogConfig, problems: list[
         problems += [
             line for name in (band.flux, band.error) if name for line in _unit_conflict(table, name, role, config)
         ]
-        # Missing errors are counted later, row by row; here they are as good as zero.
-        if np.any(spread == 0) and not np.any(np.nan_to_num(spread)):
+        given = spread[~np.isnan(spread)]  # missing errors are counted later, row by row
+        if given.size and not given.any():
             problems.append(f"{role}: the error column {spread_name!r} is zero in every row; what are the errors?")
     faults = _faults(band, config, values, spread, extinction)
     return RawBand(band, values, spread, extinction, faults)

@@ -62,7 +62,7 @@ def fit_command(
     process_id: Annotated[int | None, typer.Option("--process-id", help="Number of this process, from 0.")] = None,
 ) -> None:
     """Learn the population of a catalogue and write a run directory with its report."""
-    if distributed or coordinator is not None:
+    if distributed or any(value is not None for value in (coordinator, num_processes, process_id)):
         join(coordinator, num_processes, process_id)
     settings, base = _settings(config)
     if catalog is not None:

@@ -11,9 +11,8 @@ from astropy.table import Table
 
 from popsed_jax.catalog import read_catalog
 from popsed_jax.config import load_config
-from popsed_jax.observe.forward import ForwardModel, joint_detection, joint_flux
-from popsed_jax.population.batching import map_batches
-from popsed_jax.population.intrinsic import VISIBLE, intrinsic_weights
+from popsed_jax.observe.forward import ForwardModel
+from popsed_jax.population.intrinsic import VISIBLE, detection_by_any, intrinsic_weights
 from popsed_jax.population.model import load_population
 from popsed_jax.run_tables import describe_columns
 from popsed_jax.surveys import build_survey
@@ -44,8 +43,7 @@ def sample_run(run: Path, num: int, seed: int = 0, galaxies: Galaxies = "as-dete
     theta, _ = population.sample_members(jax.random.key(seed), num if as_learned else max(_SPARE * num, 4096))
     table = Table({name: np.asarray(theta[:, i]) for i, name in enumerate(population.names)})
     if not as_learned:
-        surveys = _surveys(run)
-        detection = map_batches(joint_detection, surveys, map_batches(joint_flux, surveys, theta))
+        detection = detection_by_any(_surveys(run), theta)
         weights = detection ** (wanted - tilt) if wanted else intrinsic_weights(detection, tilt)
         table["detection"] = detection
         table = table[np.random.default_rng(seed).choice(len(table), num, p=weights / weights.sum())]

@@ -15,7 +15,7 @@ from popsed_jax import distributed
 from popsed_jax.population.devices import device_mesh, fetch, place, spread
 
 SPREAD = """
-import json, os, sys
+import json, sys
 sys.path.insert(0, {tests!r})
 import jax, numpy as np
 from tiny import tiny_catalog, tiny_config
@@ -52,12 +52,12 @@ def run(source: str, *arguments: str, **environment: str) -> subprocess.Popen:
 @pytest.mark.slow  # compiles for several devices: three minutes on one core
 def test_four_devices_train_as_one() -> None:
     source = SPREAD.format(tests=str(Path(__file__).parent))
-    process = run(source, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    process = run(source, XLA_FLAGS="--xla_force_host_platform_device_count=4", JAX_ENABLE_X64="1")
     out, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
     found = json.loads(out.splitlines()[-1])
     assert found["mesh"] == [2, 2]  # members, and the draws of each
-    np.testing.assert_allclose(found["loss"]["four"], found["loss"]["one"], rtol=5e-5)
+    np.testing.assert_allclose(found["loss"]["four"], found["loss"]["one"], rtol=1e-9)
 
 
 def test_one_device_needs_no_mesh() -> None:
@@ -88,7 +88,9 @@ def test_a_lost_process_is_named(monkeypatch) -> None:
         raise jax.errors.JaxRuntimeError("UNAVAILABLE: connection closed by peer")
 
 
-def test_an_error_of_one_process_is_its_own() -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_error_of_one_process_is_its_own(monkeypatch, processes) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
     with pytest.raises(jax.errors.JaxRuntimeError, match="out of memory"), distributed.named_losses():
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
@@ -99,7 +101,11 @@ import numpy as np
 from popsed_jax import distributed
 distributed.join(sys.argv[1], 2, int(sys.argv[2]))
 import jax
-from popsed_jax.population.devices import device_mesh, fetch, place
+from popsed_jax.population.devices import device_mesh, fetch, place, spread
+for num in (4, 5):  # 5 draws are not to be had on two devices
+    uneven = device_mesh(1)
+    draws = place(np.arange(2.0 * num, dtype=np.float32).reshape(num, 2), uneven)
+    assert np.array_equal(fetch(jax.jit(lambda u: spread(u, uneven))(draws), uneven)[-1], [2.0 * num - 2.0, 2.0 * num - 1.0])
 mesh = device_mesh(4)
 tree = {"a": np.arange(8.0, dtype=np.float32).reshape(4, 2), "key": jax.random.key(3)}
 placed = {"a": place(tree["a"], mesh, by_member=True), "key": place(tree["key"], mesh)}

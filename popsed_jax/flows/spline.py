@@ -103,7 +103,7 @@ class SplineFlow:
     @jax.jit
     def inverse(self, u: Float[Array, "num dim"]) -> tuple[Float[Array, "num dim"], Float[Array, " num"]]:
         """From u to the base, with log |dx/du|."""
-        # The inverse of a small matrix, then a product: solving for every draw is ten times slower on a CPU.
+        # The inverse of a small matrix, then a product: a solve with as many columns as draws is slow on a CPU.
         unmix = solve_triangular(self.chol, jnp.eye(self.dim, dtype=self.chol.dtype), lower=True)
         y = jnp.matmul(u - self.mean, unmix.T, precision=jax.lax.Precision.HIGHEST)
         x, log_det = _scan_layers(self, y, inverse=True)
@@ -201,7 +201,7 @@ def _scan_layers(flow: SplineFlow, x: Array, *, inverse: bool) -> tuple[Array, A
     bound, num_bins = flow.config.tail_bound, flow.config.num_bins
 
     # A scan writes all that its gradient needs into stacks, which takes longer than computing it. Kept are products of
-    # matrices and the splines' bins; the rest is computed again. Less than half the time, and less to compile.
+    # matrices and the splines' bins; the rest is computed again.
     @partial(jax.checkpoint, prevent_cse=False, policy=saved)
     def step(carry: tuple[Array, Array], layer: tuple[Any, Array, Array]) -> tuple[tuple[Array, Array], None]:
         x, log_det = carry

@@ -8,11 +8,11 @@ transport needs between them. Random numbers do not depend on the layout: the sa
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
@@ -50,18 +50,19 @@ def fetch(tree: Tree, mesh: Mesh | None) -> Tree:
     """The whole arrays, on this process's first device."""
     if mesh is None:
         return tree
-    everywhere = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0), everywhere)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), _everywhere(tree, mesh))
 
 
-def meet(what: str) -> None:
-    """Wait until all processes are here: an exchange between them gives up after half a minute, and compiling takes longer."""
-    if jax.process_count() > 1:
-        sync_global_devices(what)
+@partial(jax.jit, static_argnames="mesh")
+def _everywhere(tree: Tree, mesh: Mesh) -> Tree:
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def spread(u: Float[Array, "num dim"], mesh: Mesh | None) -> Float[Array, "num dim"]:
-    """Draws of one member, spread over its devices (in traced code, under a `vmap` over members)."""
-    if mesh is None:
+    """Draws of one member, spread over its devices (in traced code, under a `vmap` over members).
+
+    A number of draws that the devices do not divide stays whole.
+    """
+    if mesh is None or len(u) % mesh.shape[DRAW]:
         return u
     return jax.lax.with_sharding_constraint(u, NamedSharding(mesh, PartitionSpec(DRAW)))

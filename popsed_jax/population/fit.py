@@ -8,12 +8,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from popsed_jax.flows.spline import FlowConfig, init_flow
 from popsed_jax.parameters import ParameterSpace
-from popsed_jax.population.devices import fetch, meet, place
+from popsed_jax.population.devices import fetch, place
 from popsed_jax.population.fit_config import FitConfig
 from popsed_jax.population.objective import Member, Problem
 from popsed_jax.population.reference import ReferenceConfig, build_library, draw_hyper, sample_reference
@@ -114,10 +115,11 @@ def train(
     state = init_state(members, problem, settings) if state is None else state
     state, members = place((state, members), mesh, by_member=True)
     problem, validation_key = place((problem, jax.random.fold_in(key, VALIDATION)), mesh)
-    if mesh is not None and start < len(schedule.blur):
+    if jax.process_count() > 1 and start < len(schedule.blur):
+        # An exchange between processes gives up after half a minute, and they may need that much more or less to compile.
         row = place(schedule.row(start), mesh)
         run_epoch.lower(validation_key, validation_key, state, members, problem, row, settings).compile()
-        meet("compiled")
+        sync_global_devices("compiled")
     history = []
     for epoch in range(start, len(schedule.blur)):
         epoch_key, row = place((jax.random.fold_in(key, epoch), schedule.row(epoch)), mesh)

@@ -22,6 +22,13 @@ _UNSEEN = 0.01  # share of the galaxies at a mass and redshift below which the s
 _NUM_KINDS = 400
 
 
+def detection_by_any(
+    surveys: tuple[ForwardModel, ...], theta: Float[Array | np.ndarray, "num dim"]
+) -> Float[np.ndarray, " num"]:
+    """Probability that any of the surveys keeps each galaxy, for any number of them."""
+    return map_batches(joint_detection, surveys, map_batches(joint_flux, surveys, theta))
+
+
 def intrinsic_weights(
     detection: Float[np.ndarray, " num"], tilt: float, visible: float = VISIBLE
 ) -> Float[np.ndarray, " num"]:

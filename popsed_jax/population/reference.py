@@ -21,9 +21,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from popsed_jax.cosmology import Cosmology
-from popsed_jax.observe.forward import ForwardModel, joint_detection, joint_flux
+from popsed_jax.observe.forward import ForwardModel
 from popsed_jax.parameters import ParameterSpace
 from popsed_jax.population.batching import map_batches
+from popsed_jax.population.intrinsic import detection_by_any
 
 # Gallazzi+05, table 2: stellar metallicity log(Z/Zsun), median and 16th, 84th percentiles, against log stellar mass.
 _MZR_MASS = np.array([8.91, 9.31, 9.72, 9.91, 10.11, 10.31, 10.51, 10.72, 10.91, 11.11, 11.31, 11.51, 11.91])
@@ -191,7 +192,7 @@ def sample_reference(
     for attempt in range(60):
         keys = jax.random.split(jax.random.fold_in(key, attempt), 3)
         theta = _propose(keys[0], forward, hyper, library, proposal, batch)
-        keep = np.asarray(jax.random.uniform(keys[1], (batch,))) < _detection(surveys, theta) ** tilt
+        keep = np.asarray(jax.random.uniform(keys[1], (batch,))) < detection_by_any(surveys, theta) ** tilt
         kept.append(theta[keep])
         total += int(keep.sum())
         if total >= num:
@@ -242,11 +243,6 @@ def build_library(key: Array, forward: ForwardModel, config: ReferenceConfig) ->
     return Library(redshift, jnp.asarray(np.stack(thetas)), jnp.asarray(np.stack(rates)))
 
 
-def _detection(surveys: tuple[ForwardModel, ...], theta: Float[np.ndarray, "num dim"]) -> Float[np.ndarray, " num"]:
-    """Probability that any of the surveys keeps each galaxy."""
-    return map_batches(joint_detection, surveys, map_batches(joint_flux, surveys, theta))
-
-
 @partial(jax.jit, static_argnames="cosmology")
 def _number_density(cosmology: Cosmology, log_mass: Array, redshift: Array, hyper: dict[str, float]) -> Array:
     """Galaxies in a unit of log mass and redshift, over the whole sky [1/dex]."""
@@ -276,7 +272,7 @@ def _build_proposal(
     trial_z = jax.random.uniform(keys[0], (pilot,), minval=bounds.low, maxval=bounds.high)
     trial_mass = jax.random.uniform(keys[1], (pilot,), minval=mass.low, maxval=mass.high - 0.5)
     theta = _dress(keys[2], forward, hyper, library, trial_z, trial_mass)
-    seen = _detection(surveys, theta) ** tilt > 1e-3
+    seen = detection_by_any(surveys, theta) ** tilt > 1e-3
     least = _lower_envelope(np.asarray(trial_z)[seen], np.asarray(trial_mass)[seen], z, margin=0.3)
     density = np.where(m[None, :] >= least[:, None], density, 0.0)
     if density.sum() == 0:
