@@ -28,6 +28,7 @@ from jax.extend import core
 import popsed_jax as pj
 from popsed_jax.flows.spline import init_flow
 from popsed_jax.population.fit import empty_members, train_settings
+from popsed_jax.population.galaxies import TrainingGalaxies
 from popsed_jax.population.objective import member_loss, relative_entropy, validation_ratio
 from popsed_jax.population.schedules import build_schedule
 from popsed_jax.population.survey import observe
@@ -135,7 +136,8 @@ def machine_rates() -> dict[str, float]:
 def build_parts(num: int) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     """Name -> function and arguments, of everything that one step does for one member."""
     config = with_fit(pj.default_config(), batch_size=num, num_members=1, flat_control=False)
-    problem = prepare_problem(jax.random.key(0), (pj.read_catalog(config.catalog),), config).problem
+    prepared = prepare_problem(jax.random.key(0), (pj.read_catalog(config.catalog),), config)
+    problem, galaxies = prepared.problem, TrainingGalaxies(jax.random.key(1), prepared.galaxies, 1)
     survey, space, key = problem.surveys[0], problem.parameters, jax.random.key(0)
     settings = train_settings(config.fit, config.transport)
     row = build_schedule(config.anneal, config.fit.num_epochs, config.fit.learning_rate).row(config.fit.num_epochs - 1)
@@ -149,7 +151,10 @@ def build_parts(num: int) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]
     theta = space.to_theta(u)
     flux = survey.forward.flux(theta)
     mags = observe(key, survey, flux, theta[:, 0], calibration[0]).mags
-    x, y = survey.space.features(mags), survey.space.features(survey.train[:num])
+    steps = config.fit.steps_per_epoch
+    batches = galaxies.batches(key, np.arange(1), steps, num)
+    batch = jax.tree.map(lambda leaf: leaf[0, 0], batches)
+    x, y = survey.space.features(mags), survey.space.features(batch.mags[0])
     blur = jnp.asarray(row.blur)
 
     def replaced(layers: Any) -> Any:
@@ -158,8 +163,7 @@ def build_parts(num: int) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]
     def total(tree: Any) -> Any:
         return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(tree))
 
-    epoch_args = (key, key, state, members, problem, row)
-    steps = config.fit.steps_per_epoch
+    epoch_args = (key, key, state, members, problem, batches, row)
     return {
         "flow: draws": (jax.grad(lambda p, k: total(replaced(p).sample(k, num))), (flow.layers, key)),
         "bounds": (jax.grad(lambda u: total(space.to_theta(u))), (u,)),
@@ -177,7 +181,7 @@ def build_parts(num: int) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]
         ),
         "one step, all parts": (
             lambda *a: jax.value_and_grad(member_loss, has_aux=True)(*a, settings),
-            (trained, key, member, problem, row, jnp.zeros(())),
+            (trained, key, member, problem, batch, row, jnp.zeros(())),
         ),
         f"validation, once in {steps} steps": (
             lambda k, t, m, p: validation_ratio(k, t, m, p, settings),

@@ -34,8 +34,8 @@ def main() -> None:
     args = parser.parse_args()
     config = pj.default_config()
     catalog = pj.read_catalog(config.catalog)
-    survey = prepare_problem(jax.random.key(0), [catalog], config).problem.surveys[0]
-    features = survey.space.features(survey.train)
+    prepared = prepare_problem(jax.random.key(0), [catalog], config)
+    features = prepared.problem.surveys[0].space.features(jnp.asarray(prepared.galaxies[0].mags))
     center = jnp.mean(features, axis=0)
 
     def slopes(distance: Callable, scale: float) -> np.ndarray:

@@ -27,6 +27,7 @@ from popsed_jax.population import summaries
 from popsed_jax.population.checkpoint import Checkpoint, CheckpointError
 from popsed_jax.population.devices import device_mesh
 from popsed_jax.population.fit import build_members, compile_epoch, empty_members, train, train_settings
+from popsed_jax.population.galaxies import TrainingGalaxies
 from popsed_jax.population.model import Population
 from popsed_jax.population.objective import Problem
 from popsed_jax.population.schedules import build_schedule
@@ -125,7 +126,9 @@ def _learn(
         progress.say(f"Photometry by the emulator in {config.emulator}")
     prepared = prepare_problem(key_problem, catalogs, config)
     problem = prepared.problem
-    mesh = device_mesh(config.fit.num_members + int(config.fit.flat_control))
+    num_members = config.fit.num_members + int(config.fit.flat_control)
+    galaxies = TrainingGalaxies(key_members, prepared.galaxies, num_members)
+    mesh = device_mesh(num_members)
     settings = train_settings(config.fit, config.transport, mesh)
     lead = jax.process_index() == 0
     if mesh is not None:
@@ -140,7 +143,7 @@ def _learn(
     else:
         progress.say("Drawing the reference population through the survey, and fitting flows to it")
         with ThreadPoolExecutor(1) as ahead:
-            compiled = ahead.submit(compile_epoch, problem, schedule, settings, config.flow, config.fit)
+            compiled = ahead.submit(compile_epoch, problem, galaxies, schedule, settings, config.flow, config.fit)
             members, reference = build_members(key_members, problem, config.reference, config.flow, config.fit)
         if (error := compiled.exception()) is not None:
             # No reason to stop: what is wrong with the program itself is raised where it is called.
@@ -162,7 +165,7 @@ def _learn(
 
     progress.start_epochs(config.fit.num_epochs, done=len(history))
     try:
-        train(key_train, problem, members, schedule, settings, after_epoch, state, start=len(history))
+        train(key_train, problem, galaxies, members, schedule, settings, after_epoch, state, start=len(history))
     except KeyboardInterrupt:
         interrupted_at = len(history)
         progress.say(f"Interrupted: keeping the best state of {interrupted_at} epochs")

@@ -16,6 +16,7 @@ from popsed_jax.observe.calibration import CalibrationModel, build_calibration
 from popsed_jax.observe.forward import ForwardModel, build_forward_model
 from popsed_jax.observe.missing import build_missing_bands
 from popsed_jax.observe.noise import fit_noise_model
+from popsed_jax.population.galaxies import SurveyGalaxies
 from popsed_jax.population.objective import Problem
 from popsed_jax.population.survey import Floor, Observations, prepare_survey
 
@@ -24,11 +25,13 @@ class Prepared(NamedTuple):
     """What a fit compares.
 
     Attributes:
+        galaxies: of each survey, those that the training sees.
         floors: of each survey.
         used: of each survey: galaxies whose redshifts the fit sees.
     """
 
     problem: Problem
+    galaxies: tuple[SurveyGalaxies, ...]
     floors: tuple[Floor, ...]
     used: tuple[Bool[np.ndarray, " galaxy"], ...]
 
@@ -71,12 +74,12 @@ def prepare_problem(key: Array, catalogs: Sequence[Catalog], config: RunConfig) 
         raise ValueError(
             f"surveys: the catalogues {', '.join(names)} need different names; give each a name in [catalog]"
         )
-    surveys, floors, all_used = [], [], []
+    surveys, galaxies, floors, all_used = [], [], [], []
     for number, (catalog, survey) in enumerate(zip(catalogs, settings, strict=True)):
         forward = build_survey(catalog, config, number)
         used = choose_spectra(catalog, survey, config.fit.seed)
         redshift = np.where(used, catalog.redshift, np.nan) if used.any() and catalog.redshift is not None else None
-        prepared, floor = prepare_survey(
+        prepared, learned, floor = prepare_survey(
             jax.random.fold_in(key, number),
             Observations(catalog.flux, catalog.flux_error, redshift),
             forward,
@@ -85,9 +88,11 @@ def prepare_problem(key: Array, catalogs: Sequence[Catalog], config: RunConfig) 
             survey.spectroscopy.success,
         )
         surveys.append(prepared)
+        galaxies.append(learned)
         floors.append(floor)
         all_used.append(used)
-    return Prepared(Problem(tuple(surveys), tilt=config.fit.tilt), tuple(floors), tuple(all_used))
+    problem = Problem(tuple(surveys), tilt=config.fit.tilt)
+    return Prepared(problem, tuple(galaxies), tuple(floors), tuple(all_used))
 
 
 def calibration_of(catalog: Catalog, survey: SurveyConfig) -> CalibrationModel:

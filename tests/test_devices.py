@@ -21,18 +21,20 @@ import jax, numpy as np
 from tiny import tiny_catalog, tiny_config
 from popsed_jax.population.devices import device_mesh
 from popsed_jax.population.fit import build_members, train, train_settings
+from popsed_jax.population.galaxies import TrainingGalaxies
 from popsed_jax.population.schedules import build_schedule
 from popsed_jax.surveys import prepare_problem
 
 config = tiny_config(flat_control=False)
-problem = prepare_problem(jax.random.key(0), (tiny_catalog(config),), config).problem
+prepared = prepare_problem(jax.random.key(0), (tiny_catalog(config),), config)
+problem, galaxies = prepared.problem, TrainingGalaxies(jax.random.key(1), prepared.galaxies, 2)
 members, _ = build_members(jax.random.key(1), problem, config.reference, config.flow, config.fit)
 schedule = build_schedule(config.anneal, 2, 1e-3)
 meshes = {{"one": None, "four": device_mesh(2)}}
 found = {{}}
 for name, mesh in meshes.items():
     settings = train_settings(config.fit, config.transport, mesh)
-    _, history = train(jax.random.key(2), problem, members, schedule, settings)
+    _, history = train(jax.random.key(2), problem, galaxies, members, schedule, settings)
     found[name] = [np.asarray(info.loss).tolist() for info in history]
 print(json.dumps({{"mesh": list(meshes["four"].devices.shape), "loss": found}}))
 """

@@ -16,6 +16,7 @@ from popsed_jax.observe.calibration import CalibrationConfig
 from popsed_jax.observe.forward import ForwardModel, joint_detection, joint_flux
 from popsed_jax.observe.selection import MagnitudeLimit, SelectionConfig
 from popsed_jax.population.fit import empty_members, train_settings
+from popsed_jax.population.galaxies import TrainingGalaxies
 from popsed_jax.population.intrinsic import (
     detected_fraction,
     intrinsic_weights,
@@ -61,12 +62,14 @@ def prepared():
 
 
 def test_one_problem_of_two_surveys(prepared) -> None:
-    config, (problem, floors, used) = prepared
+    config, (problem, galaxies, floors, used) = prepared
     first, second = problem.surveys
-    assert [survey.train.shape[1] for survey in problem.surveys] == [3, 2]
+    assert [each.mags.shape[1] for each in galaxies] == [3, 2]
     assert first.forward.missing is not None
     assert second.forward.missing is None
-    assert first.spectroscopy.redshift.shape == (200,)
+    assert galaxies[0].spectra[1].shape == (200,)
+    assert galaxies[1].spectra is None
+    assert first.spectroscopy.redshift.shape == (config.fit.max_validation,)
     assert second.spectroscopy is None
     assert used[0].sum() == 200
     assert not used[1].any()
@@ -78,7 +81,7 @@ def test_one_problem_of_two_surveys(prepared) -> None:
 @pytest.fixture(scope="module")
 def begun(prepared):
     """One member at its start, and the problem with other redshifts."""
-    config, (problem, _, _) = prepared
+    config, (problem, galaxies, _, _) = prepared
     members, _ = empty_members(problem, config.flow, config.fit)
     settings = train_settings(config.fit, config.transport)
     state = init_state(members, problem, settings)
@@ -86,11 +89,14 @@ def begun(prepared):
     first = problem.surveys[0]
     other = dataclasses.replace(first.spectroscopy, redshift=first.spectroscopy.redshift + 0.2)
     surveys = (dataclasses.replace(first, spectroscopy=other), problem.surveys[1])
-    return config, problem, dataclasses.replace(problem, surveys=surveys), member, trained, settings
+    drawn = TrainingGalaxies(jax.random.key(1), galaxies, 1)
+    batches = drawn.batches(jax.random.key(0), np.arange(1), 1, settings.batch_size)
+    batch = jax.tree.map(lambda leaf: leaf[0, 0], batches)
+    return config, problem, dataclasses.replace(problem, surveys=surveys), batch, member, trained, settings
 
 
 def test_validation_hears_every_survey_and_the_redshifts(begun) -> None:
-    _, problem, problem_moved, member, trained, settings = begun
+    _, problem, problem_moved, _, member, trained, settings = begun
     validate = jax.jit(validation_ratio, static_argnames="settings")
     key = jax.random.key(1)
     base = float(validate(key, trained, member, problem, settings))
@@ -103,13 +109,15 @@ def test_validation_hears_every_survey_and_the_redshifts(begun) -> None:
 
 @pytest.mark.slow
 def test_the_loss_hears_the_redshifts(begun) -> None:
-    config, problem, problem_moved, member, trained, settings = begun
+    config, problem, _, batch, member, trained, settings = begun
     key = jax.random.key(1)
     row = build_schedule(config.anneal, config.fit.num_epochs, 1e-3).row(0)
     row = row._replace(sinkhorn=jnp.zeros(()))
     loss = jax.jit(member_loss, static_argnames="settings")
-    value, terms = loss(trained, key, member, problem, row, jnp.zeros(()), settings)
-    value_moved, _ = loss(trained, key, member, problem_moved, row, jnp.zeros(()), settings)
+    value, terms = loss(trained, key, member, problem, batch, row, jnp.zeros(()), settings)
+    mags, redshift = batch.spectra[0]
+    moved = batch._replace(spectra=((mags, redshift + 0.2), None))
+    value_moved, _ = loss(trained, key, member, problem, moved, row, jnp.zeros(()), settings)
     assert np.isfinite(value)
     assert float(terms.penalty) == 0.0
     assert float(value_moved) != pytest.approx(float(value), rel=1e-3)

@@ -14,9 +14,12 @@ from tiny import same, tiny_catalog, tiny_config
 
 import popsed_jax as pj
 from popsed_jax.flows.spline import FlowConfig, init_flow
+from popsed_jax.population import blocks
+from popsed_jax.population import fit as fit_module
 from popsed_jax.population.checkpoint import CheckpointError
-from popsed_jax.population.fit import build_members, compile_epoch, train, train_settings
+from popsed_jax.population.fit import build_members, compile_epoch, empty_members, train, train_settings
 from popsed_jax.population.fit_config import FitConfig
+from popsed_jax.population.galaxies import TrainingGalaxies
 from popsed_jax.population.objective import member_loss, relative_entropy
 from popsed_jax.population.schedules import build_schedule
 from popsed_jax.population.survey import noise_floor, validation_distance
@@ -31,22 +34,48 @@ def ready():
     config = tiny_config()
     catalog = tiny_catalog(config)
     prepared = prepare_problem(jax.random.key(0), [catalog], config)
-    problem, floor = prepared.problem, prepared.floors[0]
+    problem = prepared.problem
+    galaxies = TrainingGalaxies(jax.random.key(1), prepared.galaxies, config.fit.num_members + 1)
     members, reference = build_members(jax.random.key(1), problem, config.reference, config.flow, config.fit)
     settings = train_settings(config.fit, config.transport)
     schedule = build_schedule(config.anneal, config.fit.num_epochs, 1e-3)
-    return config, problem, floor, members, reference, settings, schedule
+    return config, problem, galaxies, members, reference, settings, schedule
+
+
+def one_batch(galaxies, settings):
+    """The first batch of the first member."""
+    batches = galaxies.batches(jax.random.key(0), np.arange(1), 1, settings.batch_size)
+    return jax.tree.map(lambda leaf: leaf[0, 0], batches)
 
 
 def test_one_compilation_serves_all_epochs_schedules_and_seeds(ready) -> None:
-    _, problem, _, members, _, settings, schedule = ready
+    _, problem, galaxies, members, _, settings, schedule = ready
     before = run_epoch._cache_size()
-    train(jax.random.key(2), problem, members, schedule, settings)
+    train(jax.random.key(2), problem, galaxies, members, schedule, settings)
     after_first = run_epoch._cache_size()
     other = schedule._replace(blur=2.0 * schedule.blur, sinkhorn=1.0 - schedule.sinkhorn)
-    train(jax.random.key(3), problem, members, other, settings)
+    train(jax.random.key(3), problem, galaxies, members, other, settings)
     assert after_first - before <= 1  # none when another test has compiled it already
     assert run_epoch._cache_size() == after_first
+
+
+def test_another_catalogue_size_or_number_of_members_needs_no_other_program() -> None:
+    """From the size on at which validation and observing conditions are full (4,096 galaxies with the tiny validation)."""
+    found = []
+    for num_galaxies, num_members in ((4200, 1), (4700, 3)):
+        config = tiny_config(flat_control=False)
+        config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, num_members=num_members))
+        prepared = prepare_problem(jax.random.key(0), [tiny_catalog(config, num_galaxies)], config)
+        galaxies = TrainingGalaxies(jax.random.key(1), prepared.galaxies, num_members)
+        members, _ = empty_members(prepared.problem, config.flow, config.fit)
+        settings = train_settings(config.fit, config.transport)
+        block = blocks.cut(members, blocks.member_blocks(num_members)[-1])
+        batches = galaxies.batches(jax.random.key(2), np.asarray(block.number), 2, config.fit.batch_size)
+        arguments = (init_state(block, prepared.problem, settings), block, prepared.problem, batches)
+        # By these, and by the settings, jit tells programs apart.
+        shapes = [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in jax.tree.leaves(arguments)]
+        found.append((jax.tree.structure(arguments), shapes, settings))
+    assert found[0] == found[1]
 
 
 @pytest.fixture
@@ -55,39 +84,56 @@ def no_checks_of_types(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
-@pytest.mark.usefixtures("no_checks_of_types")
+@pytest.fixture
+def one_core(monkeypatch):
+    """JAX logs for the thread that asked for it."""
+    monkeypatch.setattr(blocks, "_num_cores", lambda: 1)
+
+
+@pytest.mark.usefixtures("no_checks_of_types", "one_core")
 def test_a_program_compiled_ahead_is_the_one_that_trains(ready, caplog) -> None:
-    config, problem, _, members, _, settings, schedule = ready
+    config, problem, galaxies, members, _, settings, schedule = ready
     run_epoch.clear_cache()
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        compile_epoch(problem, schedule, settings, config.flow, config.fit)
+        compile_epoch(problem, galaxies, schedule, settings, config.flow, config.fit)
         assert caplog.text.count("Compiling jit(run_epoch)") == 1
-        train(jax.random.key(2), problem, members, schedule, settings)
+        train(jax.random.key(2), problem, galaxies, members, schedule, settings)
     assert caplog.text.count("Compiling jit(run_epoch)") == 1
 
 
 def test_the_same_key_gives_the_same_states_and_another_does_not(ready) -> None:
-    _, problem, _, members, _, settings, schedule = ready
-    one, _ = train(jax.random.key(2), problem, members, schedule, settings)
-    again, _ = train(jax.random.key(2), problem, members, schedule, settings)
-    other, _ = train(jax.random.key(4), problem, members, schedule, settings)
+    _, problem, galaxies, members, _, settings, schedule = ready
+    one, _ = train(jax.random.key(2), problem, galaxies, members, schedule, settings)
+    again, _ = train(jax.random.key(2), problem, galaxies, members, schedule, settings)
+    other, _ = train(jax.random.key(4), problem, galaxies, members, schedule, settings)
     assert same(one, again)
     assert not same(one.trained, other.trained)
 
 
 def test_continuing_half_way_equals_the_uninterrupted_run(ready) -> None:
-    _, problem, _, members, _, settings, schedule = ready
-    whole, history = train(jax.random.key(2), problem, members, schedule, settings)
+    _, problem, galaxies, members, _, settings, schedule = ready
+    whole, history = train(jax.random.key(2), problem, galaxies, members, schedule, settings)
     kept = []
     first = schedule._replace(**{name: column[:2] for name, column in schedule._asdict().items()})
-    half, _ = train(jax.random.key(2), problem, members, first, settings, lambda e, s, i: kept.append(i))
-    rest, later = train(jax.random.key(2), problem, members, schedule, settings, state=half, start=2)
+    half, _ = train(jax.random.key(2), problem, galaxies, members, first, settings, lambda e, s, i: kept.append(i))
+    rest, later = train(jax.random.key(2), problem, galaxies, members, schedule, settings, state=half, start=2)
     assert same(whole, rest)
     assert same(history, [*kept, *later])
 
 
+def test_members_in_blocks_are_the_members_together(ready, monkeypatch) -> None:
+    _, problem, galaxies, members, _, settings, schedule = ready
+    first = schedule._replace(**{name: column[:1] for name, column in schedule._asdict().items()})
+    apart, info = train(jax.random.key(2), problem, galaxies, members, first, settings)
+    monkeypatch.setattr(fit_module, "member_blocks", lambda num, mesh=None: [slice(0, num)])
+    together, info_together = train(jax.random.key(2), problem, galaxies, members, first, settings)
+    for one, other in zip(jax.tree.leaves(info), jax.tree.leaves(info_together), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4)
+    assert jax.tree.structure(apart) == jax.tree.structure(together)
+
+
 def test_the_flat_control_has_no_reference_and_no_weight(ready) -> None:
-    _, problem, _, members, reference, settings, schedule = ready
+    _, problem, galaxies, members, reference, settings, schedule = ready
     assert np.asarray(members.controlled).tolist() == [1.0, 1.0, 0.0]
     assert reference.shape[0] == 2
     first = schedule._replace(**{name: column[:1] for name, column in schedule._asdict().items()})
@@ -95,19 +141,19 @@ def test_the_flat_control_has_no_reference_and_no_weight(ready) -> None:
     for log_lambda in (-5.0, 5.0):
         start = init_state(members, problem, settings)
         start = start._replace(log_lambda=jnp.full_like(start.log_lambda, log_lambda))
-        states.append(train(jax.random.key(2), problem, members, first, settings, state=start)[0].trained)
+        states.append(train(jax.random.key(2), problem, galaxies, members, first, settings, state=start)[0].trained)
     near, far = (jax.tree.map(lambda leaf: leaf[-1], state) for state in states)
     assert same(near, far)  # lambda does not reach it
     assert not same(*(jax.tree.map(lambda leaf: leaf[0], state) for state in states))
 
 
 def test_the_running_mean_forgets_its_start_and_is_what_is_validated_and_kept(ready) -> None:
-    config, problem, _, members, _, settings, schedule = ready
+    config, problem, galaxies, members, _, settings, schedule = ready
     first = schedule._replace(**{name: column[:1] for name, column in schedule._asdict().items()})
     start = init_state(members, problem, settings)
     moved = start._replace(average=jax.tree.map(lambda leaf: leaf + 0.3, start.average))
     (one, info), (other, info_other) = (
-        train(jax.random.key(2), problem, members, first, settings, state=jax.tree.map(jnp.copy, state))
+        train(jax.random.key(2), problem, galaxies, members, first, settings, state=jax.tree.map(jnp.copy, state))
         for state in (start, moved)
     )
     assert same(one.trained, other.trained)
@@ -120,10 +166,11 @@ def test_the_running_mean_forgets_its_start_and_is_what_is_validated_and_kept(re
 
 @pytest.mark.slow  # the gradient of one member compiles for half a minute
 def test_kl_is_zero_at_the_reference_and_positive_away_from_it(ready) -> None:
-    _, problem, _, members, _, settings, schedule = ready
+    _, problem, galaxies, members, _, settings, schedule = ready
     member = jax.tree.map(lambda leaf: leaf[0], members)
     trained = jax.tree.map(lambda leaf: leaf[0], init_state(members, problem, settings).trained)
-    args = (jax.random.key(0), member, problem, schedule.row(0), jnp.asarray(0.0), settings)
+    batch = one_batch(galaxies, settings)
+    args = (jax.random.key(0), member, problem, batch, schedule.row(0), jnp.asarray(0.0), settings)
     at_reference = value_and_grad(trained, *args)[0][1].kl
     assert abs(float(at_reference)) < 1e-4  # float32 round trip through the flow
     moved = trained._replace(layers=jax.tree.map(lambda leaf: leaf + 0.2, trained.layers))
@@ -154,10 +201,11 @@ def test_relative_entropy_of_normals_and_its_gradient() -> None:
 
 @pytest.mark.slow
 def test_gradients_reach_layers_offsets_and_shifts(ready) -> None:
-    _, problem, _, members, _, settings, schedule = ready
+    _, problem, galaxies, members, _, settings, schedule = ready
     member = jax.tree.map(lambda leaf: leaf[0], members)
     trained = jax.tree.map(lambda leaf: leaf[0] + 0.01, init_state(members, problem, settings).trained)
-    _, grads = value_and_grad(trained, jax.random.key(0), member, problem, schedule.row(2), jnp.asarray(0.0), settings)
+    args = (member, problem, one_batch(galaxies, settings), schedule.row(2), jnp.asarray(0.0), settings)
+    _, grads = value_and_grad(trained, jax.random.key(0), *args)
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(grads))
     pinned = problem.surveys[0].calibration.offset_sigma == 0
     assert bool(jnp.all((grads.calibration[0].offset != 0) != pinned))

@@ -12,8 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from popsed_jax._random import evenly_spaced
+
 # A pattern is that of one of so many neighbours in brightness to either side: enough to vary, few enough to follow the anchor.
 _NEIGHBOURS = 25
+_MAX_ANCHORED, _MAX_WITHOUT = 16384, 4096  # real galaxies whose patterns simulated ones may have
 
 
 @flax.struct.dataclass
@@ -24,12 +27,14 @@ class MissingBands:
         patterns: which bands each kind of galaxy has.
         anchor_flux: of the real galaxies that have the anchor, increasing [maggies].
         pattern: of those galaxies, in the same order, then of those without the anchor.
+        without: share of the galaxies that lack the anchor.
         anchor: number of the anchor band.
     """
 
     patterns: Bool[Array, "pattern band"]
     anchor_flux: Float[Array, " anchored"]
     pattern: Int[Array, " galaxy"]
+    without: Float[Array, ""]
     anchor: int = flax.struct.field(pytree_node=False)
 
     def draw(self, key: Array, observed: Float[Array, "num band"]) -> Int[Array, " num"]:
@@ -41,7 +46,7 @@ class MissingBands:
         row = jnp.clip(near, 0, anchored - 1)
         if anchored < total:
             without = jax.random.randint(keys[1], (num,), anchored, total)
-            row = jnp.where(jax.random.uniform(keys[2], (num,)) < 1.0 - anchored / total, without, row)
+            row = jnp.where(jax.random.uniform(keys[2], (num,)) < self.without, without, row)
         return self.pattern[row]
 
 
@@ -70,10 +75,13 @@ def build_missing_bands(flux: Float[np.ndarray, "galaxy band"]) -> MissingBands 
     anchor = int(np.argmax(present.sum(axis=0)))
     having = np.flatnonzero(present[:, anchor])
     having = having[np.argsort(flux[having, anchor], kind="stable")]
-    order = np.concatenate([having, np.flatnonzero(~present[:, anchor])])
+    without = np.flatnonzero(~present[:, anchor])
+    having = having[evenly_spaced(len(having), _MAX_ANCHORED)]
+    order = np.concatenate([having, without[evenly_spaced(len(without), _MAX_WITHOUT)]])
     return MissingBands(
         patterns=jnp.asarray(patterns),
         anchor_flux=jnp.asarray(flux[having, anchor]),
         pattern=jnp.asarray(pattern[order]),
+        without=jnp.asarray(len(without) / len(flux)),
         anchor=anchor,
     )

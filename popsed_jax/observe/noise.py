@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from popsed_jax._random import normal
+from popsed_jax._random import evenly_spaced, normal
 
 NUM_KNOTS = 12
 _MIN_GALAXIES = 20
@@ -172,7 +172,6 @@ def fit_noise_model(
         depths[:, b] = residual / np.maximum(np.interp(x[:, b], knots, scatter), 1e-6)
     # A galaxy without a band has no depth there: the median's.
     depths = np.clip(np.where(there, depths, 0.0), -_MAX_DEPTH, _MAX_DEPTH)
-    step = -(-len(depths) // _MAX_CONDITIONS)
     at_knots = [jnp.asarray(np.stack(part)) for part in zip(*bands, strict=True)]
     return NoiseModel(
         softening=jnp.asarray(softening),
@@ -180,7 +179,7 @@ def fit_noise_model(
         knots=at_knots[0],
         log_sigma=at_knots[1],
         scatter=at_knots[2],
-        depths=jnp.asarray(depths[::step]),
+        depths=jnp.asarray(depths[evenly_spaced(len(depths), _MAX_CONDITIONS)]),
         limits=jnp.zeros(num) if limits is None else jnp.asarray(limits, float),
         shape=config,
     )

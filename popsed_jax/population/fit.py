@@ -12,10 +12,12 @@ from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from popsed_jax.flows.spline import FlowConfig, init_flow
+from popsed_jax.flows.spline import FlowConfig, SplineFlow, init_flow
 from popsed_jax.parameters import ParameterSpace
+from popsed_jax.population.blocks import cut, in_threads, join, member_blocks
 from popsed_jax.population.devices import fetch, place
 from popsed_jax.population.fit_config import FitConfig
+from popsed_jax.population.galaxies import Batch, TrainingGalaxies
 from popsed_jax.population.objective import Member, Problem
 from popsed_jax.population.reference import ReferenceConfig, build_library, draw_hyper, sample_reference
 from popsed_jax.population.schedules import Schedule
@@ -28,13 +30,13 @@ VALIDATION = 2**31 - 1  # folded into the training key; no epoch has this number
 def build_members(
     key: Array, problem: Problem, reference: ReferenceConfig, flow: FlowConfig, config: FitConfig
 ) -> tuple[Member, Float[Array, "member draw dim"]]:
-    """Members' references (each with its own hyper-parameters), fitted by maximum likelihood, and their bootstraps.
+    """Members' references (each with its own hyper-parameters), fitted by maximum likelihood.
 
     Returns:
         The members, the flat control last when wanted, and the draws that their references were fitted to.
     """
     space, num = problem.parameters, config.num_members
-    keys = jax.random.split(key, 6)
+    keys = jax.random.split(key, 5)
     library = build_library(keys[0], problem.forwards[0], reference)
     draws = []
     for i in range(num):
@@ -42,27 +44,19 @@ def build_members(
         key_draw = jax.random.fold_in(keys[2], i)
         draws.append(sample_reference(key_draw, problem.forwards, hyper, library, config.reference_draws, problem.tilt))
     theta = jnp.stack(draws)
-    u = space.to_u(theta)
-    flows, _ = fit_flows(jax.random.split(keys[3], num), u, flow, config.reference_steps, config.reference_batch)
+    u, each = space.to_u(theta), jax.random.split(keys[3], num)
+
+    def fit(block: slice) -> SplineFlow:
+        return fit_flows(each[block], cut(u, block), flow, config.reference_steps, config.reference_batch)[0]
+
+    flows = join(in_threads(fit, member_blocks(num), alone=True))
     controlled = jnp.ones(num)
     if config.flat_control:
         flat = init_flow(keys[4], len(space), flow)
         flows = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), flows, flat)
         controlled = jnp.append(controlled, 0.0)
     total, scale = len(controlled), _shift_scale(space, theta, reference)
-    each = jax.random.split(keys[5], (len(problem.surveys), 2))
-    bootstrap = tuple(_resample(k[0], total, survey.train) for k, survey in zip(each, problem.surveys, strict=True))
-    spectra = tuple(
-        None if survey.spectroscopy is None else _resample(k[1], total, survey.spectroscopy.mags)
-        for k, survey in zip(each, problem.surveys, strict=True)
-    )
-    return Member(flows, jnp.broadcast_to(scale, (total, len(scale))), bootstrap, spectra, controlled), theta
-
-
-def _resample(key: Array, num_members: int, galaxies: Float[Array, "galaxy band"]) -> Array:
-    """Numbers of galaxies, drawn with replacement for each member."""
-    num = galaxies.shape[0]
-    return jax.random.randint(key, (num_members, num), 0, num)
+    return Member(flows, jnp.broadcast_to(scale, (total, len(scale))), controlled, jnp.arange(total)), theta
 
 
 def empty_members(
@@ -73,19 +67,19 @@ def empty_members(
 
     def build() -> tuple[Member, Array]:
         flows = jax.vmap(lambda key: init_flow(key, dim, flow))(jax.random.split(jax.random.key(0), total))
-        bootstrap, spectra = [], []
-        for survey in problem.surveys:
-            bootstrap.append(jnp.zeros((total, survey.train.shape[0]), dtype=jnp.int32))
-            known = survey.spectroscopy
-            spectra.append(None if known is None else jnp.zeros((total, known.mags.shape[0]), dtype=jnp.int32))
-        members = Member(flows, jnp.zeros((total, dim)), tuple(bootstrap), tuple(spectra), jnp.zeros(total))
+        members = Member(flows, jnp.zeros((total, dim)), jnp.zeros(total), jnp.arange(total))
         return members, jnp.zeros((config.num_members, config.reference_draws, dim))
 
     return jax.jit(build)()
 
 
 def compile_epoch(
-    problem: Problem, schedule: Schedule, settings: TrainSettings, flow: FlowConfig, config: FitConfig
+    problem: Problem,
+    galaxies: TrainingGalaxies,
+    schedule: Schedule,
+    settings: TrainSettings,
+    flow: FlowConfig,
+    config: FitConfig,
 ) -> None:
     """Compile `run_epoch` for one device before there are members, so that a thread can do it while they are being built.
 
@@ -94,15 +88,18 @@ def compile_epoch(
     """
     if settings.mesh is not None:
         return
-    members, _ = jax.eval_shape(lambda: empty_members(problem, flow, config))
-    state = jax.eval_shape(lambda members: init_state(members, problem, settings), members)
-    key = jax.random.key(0)
-    run_epoch.lower(key, key, state, members, problem, schedule.row(0), settings).compile()
+    members, _ = empty_members(problem, flow, config)
+    block = member_blocks(len(members.number))[0]
+    members = cut(members, block)
+    key, state = jax.random.key(0), init_state(members, problem, settings)
+    batches = galaxies.batches(key, np.asarray(members.number), settings.steps_per_epoch, settings.batch_size)
+    run_epoch.lower(key, key, state, members, problem, batches, schedule.row(0), settings).compile()
 
 
 def train(
     key: Array,
     problem: Problem,
+    galaxies: TrainingGalaxies,
     members: Member,
     schedule: Schedule,
     settings: TrainSettings,
@@ -113,21 +110,39 @@ def train(
     """Run the epochs from `start` on. The callback sees every epoch and may raise KeyboardInterrupt to stop."""
     mesh = settings.mesh
     state = init_state(members, problem, settings) if state is None else state
-    state, members = place((state, members), mesh, by_member=True)
+    blocks = member_blocks(len(members.number), mesh)
+    numbers = np.asarray(members.number)
+    states = [place(cut(state, block), mesh, by_member=True) for block in blocks]
+    parts = [place(cut(members, block), mesh, by_member=True) for block in blocks]
     problem, validation_key = place((problem, jax.random.fold_in(key, VALIDATION)), mesh)
+
+    def inputs(epoch: int, number: int) -> tuple[Array, Batch, Schedule]:
+        epoch_key = jax.random.fold_in(key, epoch)
+        batches = galaxies.batches(epoch_key, numbers[blocks[number]], settings.steps_per_epoch, settings.batch_size)
+        placed = place(batches, mesh, by_member=True)
+        return place(epoch_key, mesh), placed, place(schedule.row(epoch), mesh)
+
     if jax.process_count() > 1 and start < len(schedule.blur):
         # An exchange between processes gives up after half a minute, and they may need that much more or less to compile.
-        row = place(schedule.row(start), mesh)
-        run_epoch.lower(validation_key, validation_key, state, members, problem, row, settings).compile()
+        epoch_key, batches, row = inputs(start, 0)
+        run_epoch.lower(epoch_key, validation_key, states[0], parts[0], problem, batches, row, settings).compile()
         sync_global_devices("compiled")
     history = []
     for epoch in range(start, len(schedule.blur)):
-        epoch_key, row = place((jax.random.fold_in(key, epoch), schedule.row(epoch)), mesh)
-        state, info = run_epoch(epoch_key, validation_key, state, members, problem, row, settings)
-        history.append(jax.tree.map(np.asarray, fetch(info, mesh)))
+
+        def advance(number: int, epoch: int = epoch) -> EpochInfo:
+            epoch_key, batches, row = inputs(epoch, number)
+            states[number], info = run_epoch(
+                epoch_key, validation_key, states[number], parts[number], problem, batches, row, settings
+            )
+            return jax.tree.map(np.asarray, fetch(info, mesh))
+
+        infos = in_threads(advance, range(len(blocks)), alone=epoch == start)
+        history.append(jax.tree.map(lambda *values: np.concatenate(values), *infos))
+        state = join([fetch(each, mesh) for each in states])
         if callback is not None:
-            callback(epoch, fetch(state, mesh), history[-1])
-    return fetch(state, mesh), history
+            callback(epoch, state, history[-1])
+    return state, history
 
 
 def train_settings(config: FitConfig, transport: TransportConfig, mesh: Mesh | None = None) -> TrainSettings:

@@ -9,13 +9,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from popsed_jax.flows.spline import SplineFlow
 from popsed_jax.observe.calibration import Calibration
 from popsed_jax.observe.forward import ForwardModel, joint_detection, joint_flux
 from popsed_jax.parameters import ParameterSpace
 from popsed_jax.population.devices import spread
+from popsed_jax.population.galaxies import Batch
 from popsed_jax.population.schedules import Schedule
 from popsed_jax.population.survey import MAX_WEIGHT, Recorded, Survey, observe, validation_distance, with_redshift
 from popsed_jax.transport import TransportMix, transport_cost
@@ -23,7 +24,7 @@ from popsed_jax.transport import TransportMix, transport_cost
 
 @flax.struct.dataclass
 class Problem:
-    """What all members share: the physics, the data. An argument of the compiled epoch, never closed over.
+    """What all members share: the physics, and what the surveys do. An argument of the compiled epoch, never closed over.
 
     Attributes:
         surveys: one or several, of one population.
@@ -72,16 +73,14 @@ class Member(NamedTuple):
         reference: its reference population as a flow; the start and the anchor of the trained one.
         shift_scale: one standard deviation of the reference's systematic shift, in u. The literature's relations share
             systematic errors over all galaxies; a pure KL(q || q0) would take these for as unlikely as scatter.
-        bootstrap: its galaxies of each survey, drawn with replacement from the training part.
-        spectra: its galaxies with redshifts, likewise; None where the fit uses none.
         controlled: 1 when its weight of the reference adapts, 0 when it stays zero (the flat-reference control).
+        number: of the member, by which its random numbers differ from the others'.
     """
 
     reference: SplineFlow
     shift_scale: Float[Array, " dim"]
-    bootstrap: tuple[Array, ...]
-    spectra: tuple[Array | None, ...]
     controlled: Float[Array, ""]
+    number: Int[Array, ""]
 
 
 class LossTerms(NamedTuple):
@@ -167,6 +166,7 @@ def member_loss(
     key: Array,
     member: Member,
     problem: Problem,
+    batch: Batch,
     row: Schedule,
     log_lambda: Array,
     settings: Any,
@@ -176,7 +176,7 @@ def member_loss(
     Args:
         settings: a `TrainSettings`.
     """
-    key_draw, key_data, key_cost = jax.random.split(key, 3)
+    key_draw, _, key_cost = jax.random.split(key, 3)  # by the second the batch was drawn
     flow = dataclasses.replace(member.reference, layers=trained.layers)
     num = settings.batch_size
     model = simulate(key_draw, problem, flow, trained.calibration, num, row.noise_divisor, settings.mesh)
@@ -188,17 +188,12 @@ def member_loss(
     cost, penalty = jnp.zeros(()), 0.5 * jnp.sum(trained.shift**2)
     for i, survey in enumerate(problem.surveys):
         recorded, weights = model.recorded[i], model.weights[i]
-        keys = jax.random.split(jax.random.fold_in(key_data, i), 2)
-        pick = jax.random.randint(keys[0], (num,), 0, member.bootstrap[i].shape[0])
-        data = survey.train[member.bootstrap[i][pick]]
-        features = survey.space.features(recorded.mags), survey.space.features(data)
+        features = survey.space.features(recorded.mags), survey.space.features(batch.mags[i])
         cost += distance(jax.random.fold_in(key_cost, i), *features, weights) / survey.floor**2
         penalty += survey.calibration.penalty(trained.calibration[i])
-        spectra = member.spectra[i]
+        spectra = batch.spectra[i]
         if survey.spectroscopy is not None and spectra is not None:
-            size = min(num, spectra.shape[0])
-            chosen = spectra[jax.random.randint(keys[1], (size,), 0, spectra.shape[0])]
-            pair = _redshifts_compared(survey, recorded, model.redshift, chosen)
+            pair = _redshifts_compared(survey, recorded, model.redshift, *spectra)
             known = _spectroscopic(recorded, weights)
             known_cost = distance(jax.random.fold_in(key_cost, 1000 + i), *pair, known) / survey.spectroscopy.floor**2
             cost += jnp.sqrt(survey.spectroscopy.share) * known_cost
@@ -224,21 +219,18 @@ def validation_ratio(key: Array, trained: Trained, member: Member, problem: Prob
         features = survey.space.features(recorded.mags[:held]), survey.space.features(survey.held_out)
         ratios.append(validation_distance(*features, settings.validation_blur, masses) / survey.floor)
         if survey.spectroscopy is not None:
-            everything = jnp.arange(survey.spectroscopy.redshift.shape[0])
-            pair = _redshifts_compared(survey, recorded, model.redshift, everything)
+            spectroscopy = survey.spectroscopy
+            pair = _redshifts_compared(survey, recorded, model.redshift, spectroscopy.mags, spectroscopy.redshift)
             known = _spectroscopic(recorded, weights)
-            ratios.append(validation_distance(*pair, settings.validation_blur, known) / survey.spectroscopy.floor)
+            ratios.append(validation_distance(*pair, settings.validation_blur, known) / spectroscopy.floor)
     return jnp.sqrt(jnp.mean(jnp.stack(ratios) ** 2))
 
 
-def _redshifts_compared(survey: Survey, recorded: Recorded, redshift: Array, chosen: Array) -> tuple[Array, Array]:
-    """Photometry and redshift of the model, and of the survey's chosen galaxies."""
-    spectroscopy = survey.spectroscopy
-    assert spectroscopy is not None
-    return (
-        with_redshift(survey, recorded.mags, redshift),
-        with_redshift(survey, spectroscopy.mags[chosen], spectroscopy.redshift[chosen]),
-    )
+def _redshifts_compared(
+    survey: Survey, recorded: Recorded, redshift: Array, mags: Array, known: Array
+) -> tuple[Array, Array]:
+    """Photometry and redshift of the model, and of galaxies of the survey."""
+    return with_redshift(survey, recorded.mags, redshift), with_redshift(survey, mags, known)
 
 
 def _spectroscopic(recorded: Recorded, weights: Array | None) -> Array | None:

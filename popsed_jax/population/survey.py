@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from popsed_jax._random import evenly_spaced
 from popsed_jax.observe.calibration import Calibration, CalibrationModel
 from popsed_jax.observe.forward import ForwardModel
 from popsed_jax.observe.missing import band_patterns
 from popsed_jax.observe.selection import SelectionConfig
 from popsed_jax.population.fit_config import FitConfig
+from popsed_jax.population.galaxies import SurveyGalaxies
 from popsed_jax.population.space import ComparisonSpace, build_space
 from popsed_jax.transport import sinkhorn_divergence
 
@@ -63,16 +65,16 @@ class Observations(NamedTuple):
 
 @flax.struct.dataclass
 class Spectroscopy:
-    """Galaxies whose redshifts the fit may see.
+    """How redshifts are compared, where the fit may see some.
 
     Attributes:
-        mags: asinh magnitudes.
+        mags: asinh magnitudes of the galaxies that the validation compares: all of them, or as many as of photometry.
         redshift: their redshifts.
         center, scale: a redshift enters the distance as (redshift - center) * scale,
         coefficients, tightness: and as (redshift - what photometry predicts) * tightness. Redshift and photometry together lie
             close to a surface, and what they say beyond photometry is how close; a distance that takes the redshift for one more
             axis among twenty hardly sees it.
-        floor: the noise floor of photometry and redshift together, for all of these against as many draws as the validation's.
+        floor: the noise floor of photometry and redshift together, for these against as many draws as the validation's.
         share: of the catalogue's galaxies; by its square root their distance counts against that of all.
         success: the chance that a galaxy of the catalogue has a redshift, as cuts on its photometry.
     """
@@ -94,15 +96,14 @@ class Survey:
 
     Attributes:
         calibration: what may be wrong with zero points, templates and quoted errors.
-        train, held_out: the catalogue's asinh magnitudes; the second part is only for the validation objective.
+        held_out: asinh magnitudes of the part of the catalogue that only the validation sees.
         floor: noise floor, the distance of the data's split halves at the validation's sizes.
-        spectroscopy: galaxies whose redshifts are compared too; None: photometry alone.
+        spectroscopy: how redshifts are compared too; None: photometry alone.
     """
 
     forward: ForwardModel
     space: ComparisonSpace
     calibration: CalibrationModel
-    train: Float[Array, "galaxy band"]
     held_out: Float[Array, "held band"]
     floor: Float[Array, ""]
     spectroscopy: Spectroscopy | None = None
@@ -220,11 +221,14 @@ def prepare_survey(
     calibration: CalibrationModel,
     config: FitConfig,
     success: SelectionConfig,
-) -> tuple[Survey, Floor]:
+) -> tuple[Survey, SurveyGalaxies, Floor]:
     """Split the catalogue, build the comparison space and measure the noise floors.
 
     Args:
         success: see `Spectroscopy`.
+
+    Returns:
+        The survey, the galaxies to learn from, the noise floor of its photometry.
 
     Raises:
         ValueError: a handful of redshifts, from which no distance can be measured.
@@ -234,19 +238,20 @@ def prepare_survey(
     built = build_space(config.space, data.flux, data.error, np.asarray(forward.noise.softening, float))
     pattern = None if forward.missing is None else jnp.asarray(band_patterns(data.flux)[1])
     mags = built.mags(jnp.asarray(data.flux), pattern)
-    order = jax.random.permutation(key_split, len(mags))
+    order = np.asarray(jax.random.permutation(key_split, len(mags)))
     num_held = int(min(config.max_validation, config.held_out * len(mags)))
     floor = noise_floor(key_floor, built.features(mags), num_held, blur)
+    host = np.asarray(mags)
+    galaxies = SurveyGalaxies(host[order[num_held:]])
     survey = Survey(
         forward=forward,
         space=built,
         calibration=calibration,
-        train=mags[order[num_held:]],
-        held_out=mags[order[:num_held]],
+        held_out=jnp.asarray(host[order[:num_held]]),
         floor=jnp.asarray(floor.mean),
     )
     if data.redshift is None:
-        return survey, floor
+        return survey, galaxies, floor
     known = np.flatnonzero(np.isfinite(data.redshift))
     if len(known) < _MIN_SPECTRA:
         raise ValueError(
@@ -255,9 +260,10 @@ def prepare_survey(
     z = data.redshift[known]
     width = max(float(np.subtract(*np.percentile(z, [84, 16]))) / 2.0, 1e-3)
     coefficients, residual = _predict_redshift(built.features(mags[known]), z)
+    compared = evenly_spaced(len(known), config.max_validation)
     spectroscopy = Spectroscopy(
-        mags=mags[known],
-        redshift=jnp.asarray(z),
+        mags=jnp.asarray(host[known][compared]),
+        redshift=jnp.asarray(z[compared]),
         center=jnp.asarray(np.median(z)),
         scale=jnp.asarray(1.0 / width),
         coefficients=jnp.asarray(coefficients),
@@ -267,9 +273,10 @@ def prepare_survey(
         success=success,
     )
     survey = dataclasses.replace(survey, spectroscopy=spectroscopy)
-    halves = noise_floor(key_spectra, with_redshift(survey, mags[known], spectroscopy.redshift), len(known), blur)
+    num = len(compared)
+    halves = noise_floor(key_spectra, with_redshift(survey, spectroscopy.mags, spectroscopy.redshift), num, blur)
     # The square of a distance between samples of one population goes as 1 / n + 1 / m.
-    half = len(known) // 2
-    scaled = halves.mean * np.sqrt((1.0 / num_held + 1.0 / len(known)) / (2.0 / half))
+    scaled = halves.mean * np.sqrt((1.0 / num_held + 1.0 / num) / (2.0 / (num // 2)))
     spectroscopy = dataclasses.replace(spectroscopy, floor=jnp.asarray(scaled))
-    return dataclasses.replace(survey, spectroscopy=spectroscopy), floor
+    galaxies = galaxies._replace(spectra=(host[known], np.asarray(z, host.dtype)))
+    return dataclasses.replace(survey, spectroscopy=spectroscopy), galaxies, floor

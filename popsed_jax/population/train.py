@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from popsed_jax.flows.spline import FlowConfig, SplineFlow, init_flow, whiten
 from popsed_jax.population.devices import MEMBER
+from popsed_jax.population.galaxies import Batch
 from popsed_jax.population.objective import LossTerms, Member, Problem, Trained, member_loss, validation_ratio
 from popsed_jax.population.schedules import Schedule
 from popsed_jax.transport import TransportConfig
@@ -114,16 +115,8 @@ def fit_flow(
 def fit_flows(
     keys: Array, u: Float[Array, "member num dim"], config: FlowConfig, num_steps: int, batch_size: int
 ) -> tuple[SplineFlow, Float[Array, "member step"]]:
-    """`fit_flow` for all members, in one program."""
-
-    def fit_one(key: Array, draws: Array) -> tuple[SplineFlow, Array]:
-        return fit_flow(key, draws, config, num_steps, batch_size)
-
-    def in_turn(keys: Array, u: Array) -> tuple[SplineFlow, Array]:
-        return jax.lax.map(lambda member: fit_one(*member), (keys, u))
-
-    # A CPU is slow at products of batched matrices, which is most of the work here: in turn takes two thirds of the time.
-    return jax.lax.platform_dependent(keys, u, cpu=in_turn, default=jax.vmap(fit_one))
+    """`fit_flow` for some members, in one program."""
+    return jax.vmap(lambda key, draws: fit_flow(key, draws, config, num_steps, batch_size))(keys, u)
 
 
 @partial(jax.jit, static_argnames="settings")
@@ -156,26 +149,31 @@ def run_epoch(
     state: TrainState,
     members: Member,
     problem: Problem,
+    batches: Batch,
     row: Schedule,
     settings: TrainSettings,
 ) -> tuple[TrainState, EpochInfo]:
-    """One epoch of every member: `settings.steps_per_epoch` steps in one scan, then validation and bookkeeping.
+    """One epoch of some members: `settings.steps_per_epoch` steps in one scan, then validation and bookkeeping.
 
     Args:
         key: of this epoch.
         validation_key: the same in every epoch, so that epochs compare.
+        batches: of this epoch, with leading axes (member, step).
         row: this epoch's values of the schedule.
         settings: static (a `TrainSettings`).
     """
-    num = members.controlled.shape[0]
     optimiser = _optimiser()
     axis = None if settings.mesh is None else MEMBER
     grad_loss = jax.value_and_grad(member_loss, has_aux=True)
 
-    def step(carry: _Carry, key: Array) -> tuple[_Carry, tuple[Array, LossTerms]]:
+    def each_member(key: Array) -> Array:
+        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, members.number)
+
+    def step(carry: _Carry, drawn: tuple[Array, Batch]) -> tuple[_Carry, tuple[Array, LossTerms]]:
         trained, average, opt_state = carry
-        (loss, terms), grads = jax.vmap(grad_loss, in_axes=(0, 0, 0, None, None, 0, None), spmd_axis_name=axis)(
-            trained, jax.random.split(key, num), members, problem, row, state.log_lambda, settings
+        key, batch = drawn
+        (loss, terms), grads = jax.vmap(grad_loss, in_axes=(0, 0, 0, None, 0, None, 0, None), spmd_axis_name=axis)(
+            trained, each_member(key), members, problem, batch, row, state.log_lambda, settings
         )
         updates, opt_state = jax.vmap(optimiser.update)(grads, opt_state, trained)
         updates = jax.tree.map(lambda update: -row.learning_rate * update, updates)
@@ -189,10 +187,10 @@ def run_epoch(
 
     keys = jax.random.split(key, settings.steps_per_epoch)
     start = state.trained, state.average, state.opt_state
-    (trained, average, opt_state), (loss, terms) = jax.lax.scan(step, start, keys)
-    fixed = jax.random.split(validation_key, num)
+    by_step = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), batches)
+    (trained, average, opt_state), (loss, terms) = jax.lax.scan(step, start, (keys, by_step))
     validate = jax.vmap(validation_ratio, in_axes=(0, 0, 0, None, None), spmd_axis_name=axis)
-    ratio = validate(fixed, average, members, problem, settings)
+    ratio = validate(each_member(validation_key), average, members, problem, settings)
     kl = jnp.mean(terms.kl[-max(1, settings.steps_per_epoch // 2) :], axis=0)
     objective = validation_objective(ratio, kl, members.controlled, settings)
     # Discrepancy principle: hold the reference as firmly as leaves the model at the data's noise floor.
