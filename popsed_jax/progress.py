@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -74,6 +75,14 @@ class Progress:
         self.advance(done, f"loss {loss:.3f}  distance/floor {ratio:.2f}", "epoch")
 
     def _write(self, line: str) -> None:
-        if self._log is not None:
+        if self._log is None:
+            return
+        try:
             self._log.write(f"{time.perf_counter() - self._started:8.1f} s  {line}\n")
             self._log.flush()
+        except OSError as error:
+            # No reason to stop: what must not be lost is written elsewhere, and complains for itself.
+            log, self._log = self._log, None
+            with suppress(OSError):
+                log.close()
+            self.say(f"No more lines into {log.name}: {error.strerror or error}")

@@ -140,6 +140,8 @@ def _learn(
         shapes = empty_members(problem, config.flow, config.fit)
         members, reference, state, history = checkpoint.load(shapes, lambda m: init_state(m, problem, settings))
         progress.say(f"Resuming after epoch {len(history)} of {config.fit.num_epochs}")
+        if (sentence := checkpoint.other_devices()) is not None:
+            progress.say(sentence)
     else:
         progress.say("Drawing the reference population through the survey, and fitting flows to it")
         with ThreadPoolExecutor(1) as ahead:

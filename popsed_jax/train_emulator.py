@@ -23,7 +23,7 @@ from popsed_jax.emulators import save_emulator
 from popsed_jax.observe.emulated import PhotometryEmulator, draw_photometry, emulated_flux, init_photometry_emulator
 from popsed_jax.observe.forward import Emulator
 from popsed_jax.observe.photometry import build_photometry_table, flux
-from popsed_jax.population.checkpoint import checked_metadata, read_or_explain, settings_digest
+from popsed_jax.population.checkpoint import checked_metadata, read_or_explain, settings_text
 from popsed_jax.population.storage import load_tree, save_tree, write_atomically
 from popsed_jax.progress import Progress
 from popsed_jax.run import versions
@@ -299,12 +299,12 @@ class EmulatorCheckpoint:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.path = folder / "state.safetensors"
-        self._digest = settings_digest(settings)
+        self._settings = settings_text(settings)
 
     def save(self, state: TrainState, history: np.ndarray, seconds: float) -> None:
         """Keep the state after a chunk."""
         # The history is kept in double precision, which `jnp.asarray` would not: as text.
-        metadata = {"settings": self._digest, "history": json.dumps(list(history)), "seconds": repr(seconds)}
+        metadata = {"settings": self._settings, "history": json.dumps(list(history)), "seconds": repr(seconds)}
         save_tree(self.path, state, metadata)
 
     def load(self, like: TrainState) -> tuple[TrainState, np.ndarray, float]:
@@ -319,4 +319,4 @@ class EmulatorCheckpoint:
 
     def check(self) -> dict[str, str]:
         """What the checkpoint says of itself. Raises CheckpointError as `load`, before any work is done."""
-        return checked_metadata(self.path, self._digest)
+        return checked_metadata(self.path, self._settings)

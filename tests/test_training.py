@@ -14,7 +14,7 @@ from tiny import same, tiny_catalog, tiny_config
 
 import popsed_jax as pj
 from popsed_jax.flows.spline import FlowConfig, init_flow
-from popsed_jax.population import blocks
+from popsed_jax.population import blocks, objective
 from popsed_jax.population import fit as fit_module
 from popsed_jax.population.checkpoint import CheckpointError
 from popsed_jax.population.fit import build_members, compile_epoch, empty_members, train, train_settings
@@ -175,6 +175,30 @@ def test_kl_is_zero_at_the_reference_and_positive_away_from_it(ready) -> None:
     assert abs(float(at_reference)) < 1e-4  # float32 round trip through the flow
     moved = trained._replace(layers=jax.tree.map(lambda leaf: leaf + 0.2, trained.layers))
     assert float(value_and_grad(moved, *args)[0][1].kl) > 0.05
+
+
+@pytest.mark.slow  # two programs with gradients
+def test_many_galaxies_are_simulated_in_pieces_with_the_same_gradient(ready, monkeypatch) -> None:
+    _, problem, _, members, _, settings, _ = ready
+    member = jax.tree.map(lambda leaf: leaf[0], members)
+    calibration = jax.tree.map(lambda leaf: leaf[0], init_state(members, problem, settings).trained.calibration)
+    monkeypatch.setattr(objective, "PIECE", 16)
+
+    def total(layers, key, counted):
+        flow = dataclasses.replace(member.reference, layers=layers)
+        made = objective.simulate(key, problem, flow, calibration, len(counted), 1.0)
+        return jnp.sum(counted[:, None] * made.recorded[0].mags ** 2), made.u
+
+    compute = jax.jit(jax.value_and_grad(total, has_aux=True))
+    key, layers = jax.random.key(7), member.reference.layers
+    (value, u), slope = compute(layers, key, jnp.ones(40))
+    counts = (jnp.ones(16), jnp.ones(16), (jnp.arange(16) < 8).astype(jnp.float32))
+    parts = [compute(layers, *pair) for pair in zip(jax.random.split(key, 3), counts, strict=True)]
+    np.testing.assert_allclose(u, np.concatenate([part[0][1] for part in parts])[:40], rtol=1e-3, atol=1e-4)
+    assert float(value) == pytest.approx(sum(float(part[0][0]) for part in parts), rel=1e-5)
+    slope_parts = jax.tree.map(lambda *leaves: sum(leaves), *(part[1] for part in parts))
+    for one, other in zip(jax.tree.leaves(slope), jax.tree.leaves(slope_parts), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * float(np.abs(other).max()) + 1e-9)
 
 
 def test_relative_entropy_of_normals_and_its_gradient() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,17 +33,18 @@ class Checkpoint:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
-        self._digest = settings_digest(settings)
+        self._settings = settings_text(settings)
 
     def start(self, members: Member, reference: Float[Array, "member draw dim"]) -> None:
         """Keep what does not change."""
         (self.folder / "state.safetensors").unlink(missing_ok=True)
-        save_tree(self.folder / "members.safetensors", (members, reference), {"settings": self._digest})
+        save_tree(self.folder / "members.safetensors", (members, reference), {"settings": self._settings})
 
     def save(self, state: TrainState, history: list[EpochInfo]) -> None:
         """Keep the state after an epoch."""
         stacked = jax.tree.map(lambda *column: np.stack(column), *history)
-        metadata = {"settings": self._digest, "epochs": str(len(history))}
+        devices = str(jax.device_count())
+        metadata = {"settings": self._settings, "epochs": str(len(history)), "devices": devices}
         save_tree(self.folder / "state.safetensors", (state, stacked), metadata)
 
     def check(self) -> None:
@@ -53,9 +53,18 @@ class Checkpoint:
         Raises:
             CheckpointError: nothing to resume, a damaged file, or other settings; says what to do.
         """
-        checked_metadata(self.folder / "members.safetensors", self._digest)
+        checked_metadata(self.folder / "members.safetensors", self._settings)
         if (self.folder / "state.safetensors").is_file():
-            checked_metadata(self.folder / "state.safetensors", self._digest)
+            checked_metadata(self.folder / "state.safetensors", self._settings)
+
+    def other_devices(self) -> str | None:
+        """What to know where the run was begun on another number of devices; None: it was not."""
+        path = self.folder / "state.safetensors"
+        begun = checked_metadata(path, self._settings).get("devices") if path.is_file() else None
+        here = str(jax.device_count())
+        if begun in (None, here):
+            return None
+        return f"The epochs so far ran on {begun} device(s), the rest on {here}: the same fit, up to the order of sums"
 
     def load(
         self, like: tuple[Member, Array], begin: Callable[[Member], TrainState]
@@ -75,19 +84,19 @@ class Checkpoint:
         path = self.folder / "state.safetensors"
         if not path.is_file():
             return members, reference, state, []
-        num = int(checked_metadata(path, self._digest)["epochs"])
+        num = int(checked_metadata(path, self._settings)["epochs"])
         empty = jnp.zeros((num, members.controlled.shape[0]))
         state, stacked = read_or_explain(load_tree, path, (state, EpochInfo(*[empty] * len(EpochInfo._fields))))
         history = [jax.tree.map(lambda column, i=i: np.asarray(column[i]), stacked) for i in range(num)]
         return members, reference, state, history
 
 
-def settings_digest(settings: Mapping[str, Any]) -> str:
-    """What tells settings apart."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Settings as a checkpoint keeps them."""
+    return json.dumps(settings, sort_keys=True)
 
 
-def checked_metadata(path: Path, digest: str) -> dict[str, str]:
+def checked_metadata(path: Path, settings: str) -> dict[str, str]:
     """What a checkpoint's file says of itself.
 
     Raises:
@@ -96,12 +105,36 @@ def checked_metadata(path: Path, digest: str) -> dict[str, str]:
     if not path.is_file():
         raise CheckpointError(f"nothing to resume: {path} does not exist. Start without --resume.")
     metadata = read_or_explain(load_metadata, path)
-    if metadata.get("settings") != digest:
+    if metadata.get("settings") != settings:
         raise CheckpointError(
-            f"the checkpoint in {path.parent} belongs to other settings, bands or data: resume with the config.toml of that "
-            "run, or start anew without --resume"
+            f"the checkpoint in {path.parent} belongs to other settings, bands or data"
+            f"{_differences(metadata.get('settings', ''), settings)}. Resume with the config.toml of that run, or start anew "
+            "without --resume"
         )
     return metadata
+
+
+def _differences(there: str, here: str) -> str:
+    """The first few settings that differ, in words."""
+    try:
+        old, new = _flat(json.loads(there)), _flat(json.loads(here))
+    except ValueError:
+        return ""  # of a version that did not keep them
+    odd = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    words = [f"{name} is {old.get(name, 'not set')} there and {new.get(name, 'not set')} here" for name in odd[:3]]
+    more = f", and {len(odd) - 3} more" if len(odd) > 3 else ""
+    return f" ({'; '.join(words)}{more})" if words else ""
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    if isinstance(settings, Mapping):
+        parts = {f"{prefix}.{name}" if prefix else str(name): value for name, value in settings.items()}
+    elif isinstance(settings, list) and any(isinstance(item, Mapping | list) for item in settings):
+        parts = {f"{prefix}[{i}]": value for i, value in enumerate(settings)}
+    else:
+        return {prefix: settings}
+    return {name: value for key, part in parts.items() for name, value in _flat(part, key).items()}
 
 
 def read_or_explain(read: Callable[..., Content], *args: Any) -> Content:

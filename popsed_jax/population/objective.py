@@ -21,6 +21,8 @@ from popsed_jax.population.schedules import Schedule
 from popsed_jax.population.survey import MAX_WEIGHT, Recorded, Survey, observe, validation_distance, with_redshift
 from popsed_jax.transport import TransportMix, transport_cost
 
+PIECE = 16384  # galaxies simulated at a time
+
 
 @flax.struct.dataclass
 class Problem:
@@ -118,9 +120,31 @@ def simulate(
 ) -> Simulated:
     """Draw galaxies, observe them with every survey, and weigh them.
 
+    Many are made in pieces, each computed again for its gradient, so that memory holds what a piece needs and not what all do.
+
     Args:
         mesh: the devices over which the draws are spread.
     """
+    if num <= PIECE:
+        return _simulate_piece(key, problem, flow, calibration, num, noise_divisor, mesh)
+
+    @jax.checkpoint
+    def one(key: Array) -> Simulated:
+        return _simulate_piece(key, problem, flow, calibration, PIECE, noise_divisor, mesh)
+
+    pieces = jax.lax.map(one, jax.random.split(key, -(-num // PIECE)))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:num], pieces)
+
+
+def _simulate_piece(
+    key: Array,
+    problem: Problem,
+    flow: SplineFlow,
+    calibration: tuple[Calibration, ...],
+    num: int,
+    noise_divisor: Array | float,
+    mesh: Mesh | None,
+) -> Simulated:
     key_flow, key_noise = jax.random.split(key)
     u = spread(flow.sample(key_flow, num), mesh)
     theta = problem.parameters.to_theta(u)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -126,11 +128,25 @@ def _checksum(path: Path) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the file and rename, so that a kill at any moment leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write beside the file and rename, so that a kill at any moment leaves the old file or the new one.
+
+    Raises:
+        OSError: the disk refuses; the message names the file and says what is left, and the file is as it was.
+    """
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        before = "; the file of before is whole" if path.is_file() else ""
+        advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see to that"
+        reason = error.strerror or str(error)
+        raise OSError(
+            f"cannot write {path} ({reason}){before}: {advice}, and go on with --resume where the command has it"
+        ) from error
