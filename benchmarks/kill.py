@@ -36,7 +36,7 @@ num_histories = 1000
 [fit]
 num_members = 2
 num_epochs = 12
-steps_per_epoch = 4
+steps_per_epoch = 24
 batch_size = 256
 max_validation = 500
 reference_draws = 2000

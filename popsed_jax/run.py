@@ -129,13 +129,13 @@ def _learn(
     num_members = config.fit.num_members + int(config.fit.flat_control)
     galaxies = TrainingGalaxies(key_members, prepared.galaxies, num_members)
     mesh = device_mesh(num_members)
-    settings = train_settings(config.fit, config.transport, mesh)
+    schedule = build_schedule(config.anneal, config.fit.num_epochs, config.fit.learning_rate)
+    settings = train_settings(config.fit, config.transport, mesh, schedule)
     lead = jax.process_index() == 0
     if mesh is not None:
         progress.say(
             f"{mesh.shape['member']} x {mesh.shape['draw']} devices (members x draws), {jax.process_count()} processes"
         )
-    schedule = build_schedule(config.anneal, config.fit.num_epochs, config.fit.learning_rate)
     if resume and checkpoint is not None:
         shapes = empty_members(problem, config.flow, config.fit)
         members, reference, state, history = checkpoint.load(shapes, lambda m: init_state(m, problem, settings))

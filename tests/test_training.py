@@ -78,6 +78,17 @@ def test_another_catalogue_size_or_number_of_members_needs_no_other_program() ->
     assert found[0] == found[1]
 
 
+def test_only_the_distances_of_the_schedule_are_compiled() -> None:
+    config = tiny_config()
+    for anneal, used in (({}, (True, True)), ({"sinkhorn_start": 1.0}, (True, False))):
+        schedule = build_schedule(dataclasses.replace(config.anneal, **anneal), 3, 1e-3)
+        settings = train_settings(config.fit, config.transport, None, schedule)
+        assert (settings.sliced, settings.sinkhorn) == used
+    alone = dataclasses.replace(config.anneal, sliced=0.0, sinkhorn_start=0.0)
+    settings = train_settings(config.fit, config.transport, None, build_schedule(alone, 3, 1e-3))
+    assert (settings.sliced, settings.sinkhorn) == (False, True)
+
+
 @pytest.fixture
 def no_checks_of_types(monkeypatch):
     """`lower` fills the arguments' dataclasses with descriptions of arrays, which are no arrays to jaxtyping."""

@@ -38,22 +38,22 @@ def build_members(
     space, num = problem.parameters, config.num_members
     keys = jax.random.split(key, 5)
     library = build_library(keys[0], problem.forwards[0], reference)
-    draws = []
-    for i in range(num):
-        hyper = draw_hyper(jax.random.fold_in(keys[1], i), reference)
-        key_draw = jax.random.fold_in(keys[2], i)
-        draws.append(sample_reference(key_draw, problem.forwards, hyper, library, config.reference_draws, problem.tilt))
-    theta = jnp.stack(draws)
-    u, each = space.to_u(theta), jax.random.split(keys[3], num)
+    fit_keys = jax.random.split(keys[3], num)
 
-    def fit(block: slice) -> SplineFlow:
-        return fit_flows(each[block], cut(u, block), flow, config.reference_steps, config.reference_batch)[0]
+    def draw(i: int) -> Array:
+        hyper, key_draw = draw_hyper(jax.random.fold_in(keys[1], i), reference), jax.random.fold_in(keys[2], i)
+        return sample_reference(key_draw, problem.forwards, hyper, library, config.reference_draws, problem.tilt)
 
-    flows = join(in_threads(fit, member_blocks(num), alone=True))
+    def build(block: slice) -> tuple[SplineFlow, Array]:
+        theta = jnp.stack([draw(i) for i in range(num)[block]])
+        u = space.to_u(theta)
+        return fit_flows(fit_keys[block], u, flow, config.reference_steps, config.reference_batch)[0], theta
+
+    flows, theta = join(in_threads(build, member_blocks(num), alone=True))
     controlled = jnp.ones(num)
     if config.flat_control:
         flat = init_flow(keys[4], len(space), flow)
-        flows = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), flows, flat)
+        flows = join([flows, jax.tree.map(lambda leaf: leaf[None], flat)])
         controlled = jnp.append(controlled, 0.0)
     total, scale = len(controlled), _shift_scale(space, theta, reference)
     return Member(flows, jnp.broadcast_to(scale, (total, len(scale))), controlled, jnp.arange(total)), theta
@@ -145,11 +145,18 @@ def train(
     return state, history
 
 
-def train_settings(config: FitConfig, transport: TransportConfig, mesh: Mesh | None = None) -> TrainSettings:
-    """The static part of the settings."""
+def train_settings(
+    config: FitConfig, transport: TransportConfig, mesh: Mesh | None = None, schedule: Schedule | None = None
+) -> TrainSettings:
+    """The static part of the settings.
+
+    Args:
+        schedule: compiles only the distances that it uses; None: all.
+    """
     names = {f.name for f in dataclasses.fields(TrainSettings)}
     shared = {name: value for name, value in dataclasses.asdict(config).items() if name in names}
-    return TrainSettings(**shared, transport=transport, mesh=mesh)
+    used = {} if schedule is None else {n: bool(np.any(getattr(schedule, n))) for n in ("sliced", "sinkhorn")}
+    return TrainSettings(**shared, **used, transport=transport, mesh=mesh)
 
 
 def _shift_scale(space: ParameterSpace, theta: Float[Array, "member draw dim"], reference: ReferenceConfig) -> Array:

@@ -206,7 +206,7 @@ def member_loss(
     model = simulate(key_draw, problem, flow, trained.calibration, num, row.noise_divisor, settings.mesh)
 
     def distance(key: Array, x: Array, y: Array, weights: Array | None) -> Array:
-        mix = TransportMix(row.sliced, row.sinkhorn)
+        mix = TransportMix(row.sliced if settings.sliced else 0.0, row.sinkhorn if settings.sinkhorn else 0.0)
         return transport_cost(key, x, y, blur=row.blur, mix=mix, config=settings.transport, weights_x=weights)[0]
 
     cost, penalty = jnp.zeros(()), 0.5 * jnp.sum(trained.shift**2)

@@ -27,7 +27,13 @@ CALIBRATION_RATE = 30.0
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-    """Static settings of the compiled epoch (see `FitConfig` for their meaning), and the devices that run it (None: one)."""
+    """Static settings of the compiled epoch (see `FitConfig` for their meaning).
+
+    Attributes:
+        sliced, sinkhorn: whether the schedule ever gives that distance a weight. One that is merely skipped still has its memory
+            set aside, for Sinkhorn's matrices the square of the batch.
+        mesh: the devices that run it; None: one.
+    """
 
     batch_size: int
     num_kl: int
@@ -40,6 +46,8 @@ class TrainSettings:
     validation_blur: float
     average_steps: int
     transport: TransportConfig
+    sliced: bool = True
+    sinkhorn: bool = True
     mesh: Mesh | None = None
 
 

@@ -24,6 +24,8 @@ class TransportConfig:
         num_projections: directions of the sliced distance.
         orthogonal: draw directions in orthonormal sets.
         debias: compare halves (`sliced_energy`, `sinkhorn_energy`), so that the expected minimum is not too narrow a model.
+        sinkhorn_block: points of the Sinkhorn divergence; of larger clouds it is the mean over parts of so many, so that time
+            grows in proportion to the points and memory not at all.
         num_scales: annealing steps of the Sinkhorn divergence.
         num_final: its steps at the target epsilon.
         num_sweeps: its sweeps in each step.
@@ -36,6 +38,7 @@ class TransportConfig:
     num_projections: int = 100
     orthogonal: bool = True
     debias: bool = True
+    sinkhorn_block: int = 4096
     num_scales: int = 8
     num_final: int = 2
     num_sweeps: int = 8
@@ -46,6 +49,8 @@ class TransportConfig:
         for name in ("num_projections", "num_scales", "num_final", "num_sweeps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.sinkhorn_block < 4:
+            raise ValueError(f"sinkhorn_block must be >= 4, got {self.sinkhorn_block}")
 
 
 class TransportMix(NamedTuple):
@@ -65,6 +70,30 @@ class TransportTerms(NamedTuple):
 
     sliced: Float[Array, ""]
     sinkhorn: Float[Array, ""]
+
+
+class Clouds(NamedTuple):
+    """Two clouds and the masses of their points."""
+
+    x: Float[Array, "*part sample_x dim"]
+    y: Float[Array, "*part sample_y dim"]
+    weights_x: Float[Array, "*part sample_x"] | None
+    weights_y: Float[Array, "*part sample_y"] | None
+
+    def parts(self, block: int) -> "Clouds":
+        """Consecutive parts of about `block` points, along a new leading axis; a smaller cloud is in each as a whole.
+
+        A remainder of the larger ones is left out.
+        """
+        num = -(-max(len(self.x), len(self.y)) // block)
+
+        def cut(array: Array) -> Array:
+            if len(array) <= block:
+                return jnp.broadcast_to(array, (num, *array.shape))
+            size = len(array) // num
+            return array[: num * size].reshape(num, size, *array.shape[1:])
+
+        return jax.tree.map(cut, self)
 
 
 def transport_cost(
@@ -117,17 +146,23 @@ def transport_cost(
         )
 
     def sinkhorn() -> Float[Array, ""]:
-        return (sinkhorn_energy if config.debias else sinkhorn_divergence)(
-            x,
-            y,
-            blur,
-            weights_x=weights_x,
-            weights_y=weights_y,
-            power=config.power,
-            num_scales=config.num_scales,
-            num_final=config.num_final,
-            num_sweeps=config.num_sweeps,
-        )
+        def between(part: Clouds) -> Float[Array, ""]:
+            return (sinkhorn_energy if config.debias else sinkhorn_divergence)(
+                part.x,
+                part.y,
+                blur,
+                weights_x=part.weights_x,
+                weights_y=part.weights_y,
+                power=config.power,
+                num_scales=config.num_scales,
+                num_final=config.num_final,
+                num_sweeps=config.num_sweeps,
+            )
+
+        clouds = Clouds(x, y, weights_x, weights_y)
+        if max(len(x), len(y)) <= config.sinkhorn_block:
+            return between(clouds)
+        return jnp.mean(lax.map(jax.checkpoint(between), clouds.parts(config.sinkhorn_block)))
 
     zero = jnp.zeros((), x.dtype)
     terms = TransportTerms(_unless_zero(mix.sliced, sliced, zero), _unless_zero(mix.sinkhorn, sinkhorn, zero))
