@@ -18,16 +18,17 @@ the bias of sample gradients.
 """
 
 from collections.abc import Callable
+from functools import partial
+from operator import itemgetter
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from popsed_jax.transport._clouds import as_clouds, normalise_weights
+from popsed_jax.transport._clouds import as_clouds, check_power, normalise_weights
 from popsed_jax.transport.sinkhorn import entropic_cost
-from popsed_jax.transport.sliced import projected_wasserstein, sample_directions
-
-Cost = Callable[[Array, Array, Array | None, Array | None], Array]
+from popsed_jax.transport.sliced import Projected, compare_projected, project, sample_directions
 
 
 def sinkhorn_energy(
@@ -57,10 +58,10 @@ def sinkhorn_energy(
     """
     settings = {"power": power, "num_scales": num_scales, "num_final": num_final, "num_sweeps": num_sweeps}
 
-    def cost(x: Array, y: Array, a: Array | None, b: Array | None) -> Array:
-        return entropic_cost(x, y, blur, weights_x=a, weights_y=b, **settings)
+    def cost(x: tuple[Array, Array | None], y: tuple[Array, Array | None]) -> Array:
+        return entropic_cost(x[0], y[0], blur, weights_x=x[1], weights_y=y[1], **settings)
 
-    return _energy(cost, x, y, weights_x, weights_y)
+    return _energy(cost, lambda *half: half, x, y, weights_x, weights_y)
 
 
 def sliced_energy(
@@ -88,15 +89,25 @@ def sliced_energy(
         ValueError: as `sliced_wasserstein`; fewer than two points.
     """
     x, y = as_clouds(x, y)
+    check_power(power)
     directions = sample_directions(key, x.shape[1], num_projections, orthogonal=orthogonal).astype(x.dtype)
 
-    def cost(x: Array, y: Array, a: Array | None, b: Array | None) -> Array:
-        return projected_wasserstein(directions, x, y, weights_x=a, weights_y=b, power=power)
+    def cost(x: Projected, y: Projected) -> Array:
+        return compare_projected(x, y, power)
 
-    return _energy(cost, x, y, weights_x, weights_y)
+    # Sorted once, though each half enters two terms.
+    return _energy(cost, partial(project, directions), x, y, weights_x, weights_y)
 
 
-def _energy(cost: Cost, x: Array, y: Array, weights_x: Array | None, weights_y: Array | None) -> Array:
+def _energy(
+    cost: Callable[[Any, Any], Array],
+    prepare: Callable[[Array, Array | None], Any],
+    x: Array,
+    y: Array,
+    weights_x: Array | None,
+    weights_y: Array | None,
+) -> Array:
+    """`cost` between halves that `prepare(points, masses)` made ready, once each."""
     x, y = as_clouds(x, y)
     if min(x.shape[0], y.shape[0]) < 2:
         raise ValueError(f"the halves of x and y need a point each: got {x.shape[0]} and {y.shape[0]} points")
@@ -104,10 +115,9 @@ def _energy(cost: Cost, x: Array, y: Array, weights_x: Array | None, weights_y: 
         None if weights is None else _halves(normalise_weights(weights, points, name))
         for weights, points, name in ((weights_x, x, "weights_x"), (weights_y, y, "weights_y"))
     )
-    x, y = _halves(x), _halves(y)
-    across = jax.vmap(cost)(x, y, a, b)
-    within = (cost(*parts, *((None, None) if masses is None else masses)) for parts, masses in ((x, a), (y, b)))
-    return 0.5 * (jnp.sum(across) - sum(within, jnp.zeros((), x.dtype)))
+    x, y = jax.vmap(prepare)(_halves(x), a), jax.vmap(prepare)(_halves(y), b)
+    within = (cost(*(jax.tree.map(itemgetter(i), halves) for i in (0, 1))) for halves in (x, y))
+    return 0.5 * (jnp.sum(jax.vmap(cost)(x, y)) - sum(within))
 
 
 def _halves(rows: Array) -> Array:

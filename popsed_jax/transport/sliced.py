@@ -18,6 +18,8 @@ change places, which changes the cost by the square of that. Larger clouds than 
 References: Rabin et al. 2012 (doi:10.1007/978-3-642-24785-9_37); Bonneel et al. 2015 (doi:10.1007/s10851-014-0506-3).
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -113,15 +115,40 @@ def projected_wasserstein(
     check_power(power)
     if directions.ndim != 2 or directions.shape[1] != x.shape[1]:
         raise ValueError(f"directions must be (projection, {x.shape[1]}), got {directions.shape}")
-    along_x, along_y = (jnp.matmul(directions, cloud.T, precision=lax.Precision.HIGHEST) for cloud in (x, y))
-    order_x, order_y = _order(along_x), _order(along_y)
-    sorted_x = jnp.take_along_axis(along_x, order_x, axis=1)
-    sorted_y = jnp.take_along_axis(along_y, order_y, axis=1)
-    if weights_x is None and weights_y is None:
-        return _compare_uniform(sorted_x, sorted_y, power)
-    a = normalise_weights(weights_x, x, "weights_x")[order_x]
-    b = normalise_weights(weights_y, y, "weights_y")[order_y]
-    return _compare_weighted(sorted_x, sorted_y, a, b, power)
+    on_x, on_y = project(directions, x, weights_x, "weights_x"), project(directions, y, weights_y, "weights_y")
+    return compare_projected(on_x, on_y, power)
+
+
+class Projected(NamedTuple):
+    """A cloud on each direction, in increasing order; its masses alike, or None where all are equal."""
+
+    values: Float[Array, "projection sample"]
+    masses: Float[Array, "projection sample"] | None
+
+
+def project(
+    directions: Float[Array, "projection dim"],
+    cloud: Float[Array, "sample dim"],
+    weights: Float[Array, " sample"] | None = None,
+    name: str = "weights",
+) -> Projected:
+    """A cloud, ready to be compared with others on the same unit directions. Differentiable, the order held fixed.
+
+    Raises:
+        ValueError: as `sliced_wasserstein`; the weights are called `name`.
+    """
+    along = jnp.matmul(directions, cloud.T, precision=lax.Precision.HIGHEST)
+    order = _order(along)
+    masses = None if weights is None else normalise_weights(weights, cloud, name)[order]
+    return Projected(jnp.take_along_axis(along, order, axis=1), masses)
+
+
+def compare_projected(x: Projected, y: Projected, power: int) -> Float[Array, ""]:
+    """`sliced_wasserstein` of clouds that `project` sorted."""
+    if x.masses is None and y.masses is None:
+        return _compare_uniform(x.values, y.values, power)
+    a, b = (jnp.full_like(c.values, 1.0 / c.values.shape[1]) if c.masses is None else c.masses for c in (x, y))
+    return _compare_weighted(x.values, y.values, a, b, power)
 
 
 def _order(values: Float[Array, "projection sample"]) -> Int[Array, "projection sample"]:
