@@ -7,23 +7,38 @@
     galaxies = result.population.sample(jax.random.key(0), 1000)
     galaxies["redshift"], result.population.log_prob(galaxies)
 
-Importing changes nothing global. DSPS, which this package builds on, switches JAX's 64-bit mode on when it is imported;
-the flag is put back (`popsed_jax._dsps`), because everything here is written and tested for float32, the
-faster. Switch `jax_enable_x64` on yourself to run in double precision.
+Importing changes nothing global, and loads nothing: each public name brings its modules when it is first used, so that
+`load_prior`, for other people's fitters, takes a second. DSPS, which this package builds on, switches JAX's 64-bit mode on
+when it is imported; the flag is put back (`popsed_jax._dsps`), because everything here is written and tested for float32,
+the faster. Switch `jax_enable_x64` on yourself to run in double precision.
 """
 
-from popsed_jax.catalog import BandConfig, Catalog, CatalogConfig, build_catalog, embedded_catalog_config, read_catalog
-from popsed_jax.config import RunConfig, default_config, load_config, quick_config
-from popsed_jax.observe.calibration import CalibrationConfig
-from popsed_jax.population.mock import MockConfig, simulate_mock
-from popsed_jax.population.model import Population, load_population
-from popsed_jax.report import build_report
-from popsed_jax.run import FitResult, fit
-from popsed_jax.sampling import sample_run
-from popsed_jax.sps.config import ModelConfig
-from popsed_jax.sps.galaxy import build_galaxy_model
-from popsed_jax.surveys import build_survey
-from popsed_jax.tables import read_table, write_table
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from popsed_jax.catalog import (
+        BandConfig,
+        Catalog,
+        CatalogConfig,
+        build_catalog,
+        embedded_catalog_config,
+        read_catalog,
+    )
+    from popsed_jax.config import RunConfig, default_config, load_config, quick_config
+    from popsed_jax.observe.calibration import CalibrationConfig
+    from popsed_jax.population.mock import MockConfig, simulate_mock
+    from popsed_jax.population.model import Population, load_population
+    from popsed_jax.priors import Prior, load_prior
+    from popsed_jax.report import build_report
+    from popsed_jax.run import FitResult, fit
+    from popsed_jax.sampling import sample_run
+    from popsed_jax.sps.config import ModelConfig
+    from popsed_jax.sps.galaxy import build_galaxy_model
+    from popsed_jax.surveys import build_survey
+    from popsed_jax.tables import read_table, write_table
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,6 +50,7 @@ __all__ = [
     "MockConfig",
     "ModelConfig",
     "Population",
+    "Prior",
     "RunConfig",
     "build_catalog",
     "build_galaxy_model",
@@ -45,6 +61,7 @@ __all__ = [
     "fit",
     "load_config",
     "load_population",
+    "load_prior",
     "quick_config",
     "read_catalog",
     "read_table",
@@ -52,3 +69,47 @@ __all__ = [
     "simulate_mock",
     "write_table",
 ]
+
+# Which module each name lives in: what type checkers read above, for `__getattr__`.
+_HOME = {
+    "BandConfig": "popsed_jax.catalog",
+    "CalibrationConfig": "popsed_jax.observe.calibration",
+    "Catalog": "popsed_jax.catalog",
+    "CatalogConfig": "popsed_jax.catalog",
+    "FitResult": "popsed_jax.run",
+    "MockConfig": "popsed_jax.population.mock",
+    "ModelConfig": "popsed_jax.sps.config",
+    "Population": "popsed_jax.population.model",
+    "Prior": "popsed_jax.priors",
+    "RunConfig": "popsed_jax.config",
+    "build_catalog": "popsed_jax.catalog",
+    "build_galaxy_model": "popsed_jax.sps.galaxy",
+    "build_report": "popsed_jax.report",
+    "build_survey": "popsed_jax.surveys",
+    "default_config": "popsed_jax.config",
+    "embedded_catalog_config": "popsed_jax.catalog",
+    "fit": "popsed_jax.run",
+    "load_config": "popsed_jax.config",
+    "load_population": "popsed_jax.population.model",
+    "load_prior": "popsed_jax.priors",
+    "quick_config": "popsed_jax.config",
+    "read_catalog": "popsed_jax.catalog",
+    "read_table": "popsed_jax.tables",
+    "sample_run": "popsed_jax.sampling",
+    "simulate_mock": "popsed_jax.population.mock",
+    "write_table": "popsed_jax.tables",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names on first use. (PEP 562)"""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Public names, used or not."""
+    return sorted({*globals(), *__all__})

@@ -3,12 +3,14 @@
 from functools import cache
 from typing import NamedTuple
 
+import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
 
+from popsed_jax.flows.bijector import as_distrax
 from popsed_jax.flows.spline import FlowConfig, SplineFlow, init_flow, whiten
 from popsed_jax.population.train import fit_flow
 
@@ -209,3 +211,15 @@ class TestErrors:
     def test_one_dimension(self):
         with pytest.raises(ValueError, match="a coupling flow needs at least two dimensions, got 1"):
             init_flow(jax.random.key(0), 1)
+
+
+def test_a_flow_is_a_distrax_distribution():
+    flow = build(Instance(2, False))
+    as_one = as_distrax(flow)
+    u = as_one.sample(seed=jax.random.key(0), sample_shape=(3, NUM))
+    assert u.shape == (3, NUM, 2)
+    np.testing.assert_allclose(
+        as_one.log_prob(u), LOG_PROB(flow, u.reshape(-1, 2)).reshape(3, NUM), rtol=1e-4, atol=1e-4
+    )
+    doubled = distrax.Transformed(as_one, distrax.Block(distrax.ScalarAffine(0.0, 2.0), 1))
+    np.testing.assert_allclose(doubled.log_prob(2.0 * u[0, 0]), as_one.log_prob(u[0, 0]) - 2.0 * np.log(2.0), rtol=1e-4)

@@ -22,6 +22,8 @@ old = state()
 {libraries}
 libraries = state()
 import popsed_jax
+for name in popsed_jax.__all__:
+    getattr(popsed_jax, name)
 print(json.dumps([old, libraries, state(), popsed_jax.__version__]))
 """
 # What other packages do when imported (warning filters, Python's random state) is theirs; ours must add nothing to it.

@@ -4,6 +4,8 @@ The same function of the same parameters as `distrax.RationalQuadraticSpline`, a
 along the leading axis and are walked through one by one, each step an operation over all points that fuses with the next.
 distrax's works on one scalar at a time with its bins along the last axis, which does not vectorise on a CPU. Derivatives
 go by a rule of their own: only the bin that a point lies in counts, and differentiating the walk costs ten times the walk.
+It has the two methods of a distrax bijector that a flow needs without being one (`bijector.py` makes one of the whole flow):
+importing distrax takes longer, and more memory, than all else that evaluating a learned population needs.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import math
 from functools import partial
 from typing import NamedTuple
 
-import distrax
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -37,7 +38,7 @@ class _Bin(NamedTuple):
     high: Array
 
 
-class RationalQuadratic(distrax.Bijector):
+class RationalQuadratic:
     """Elementwise spline on [-bound, bound]; outside, and with its slope at both ends, the identity.
 
     Args:
@@ -47,7 +48,6 @@ class RationalQuadratic(distrax.Bijector):
     """
 
     def __init__(self, params: Array, bound: float) -> None:
-        super().__init__(event_ndims_in=0)
         self._num_bins = (params.shape[0] + 1) // 3
         if params.shape[0] != num_parameters(self._num_bins) or self._num_bins < 2:
             raise ValueError(f"a spline of K >= 2 bins has 3 K - 1 parameters, not {params.shape[0]}")

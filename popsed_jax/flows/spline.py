@@ -1,6 +1,6 @@
 """Neural spline flow: a density with exact log_prob and one-pass sampling. (Durkan+19, arXiv:1906.04032)
 
-The splines are a distrax bijector (`rational_quadratic.py`), the conditioners flax's. Half-split coupling,
+The splines are those of distrax as array code (`rational_quadratic.py`), the conditioners flax's. Half-split coupling,
 so that no spline is computed for a dimension that only conditions, and layers stacked for one `lax.scan`.
 
     x ~ N(0, 1)  ->  coupling layers  ->  affine  ->  u
@@ -148,7 +148,7 @@ def init_flow(
     config = config or FlowConfig()
     conditioner = _conditioner(dim, config)
     return SplineFlow(
-        layers=_init_layers(jax.random.split(key, config.num_layers), conditioner, dim - _num_moved(dim)),
+        layers=_init_layers(jax.random.split(key, config.num_layers), conditioner, num_kept(dim)),
         mean=jnp.zeros(dim) if mean is None else jnp.asarray(mean),
         chol=jnp.eye(dim) if chol is None else jnp.asarray(chol),
         config=config,
@@ -173,16 +173,16 @@ def whiten(u: Float[Array, "num dim"], ridge: float = 1e-3) -> tuple[Float[Array
     return mean, jnp.linalg.cholesky(cov + ridge * jnp.diag(jnp.diagonal(cov)))
 
 
-def _num_moved(dim: int) -> int:
-    """Dimensions transformed by a layer; the larger half, so that a pair of layers covers all."""
-    return (dim + 1) // 2
+def num_kept(dim: int) -> int:
+    """Dimensions that a layer only conditions on; it moves the larger half, so that a pair of layers covers all."""
+    return dim // 2
 
 
 def _conditioner(dim: int, config: FlowConfig) -> Conditioner:
-    return Conditioner(config, _num_moved(dim) * num_parameters(config.num_bins))
+    return Conditioner(config, (dim - num_kept(dim)) * num_parameters(config.num_bins))
 
 
-def _permutations(dim: int, num_layers: int) -> np.ndarray:
+def layer_orders(dim: int, num_layers: int) -> np.ndarray:
     """Which dimensions each layer conditions on (first) and moves (last): random pairs of complementary halves."""
     rng = np.random.default_rng(dim)  # part of the architecture: the same for every flow of that size
     rows = []
@@ -197,7 +197,7 @@ def _scan_layers(flow: SplineFlow, x: Array, *, inverse: bool) -> tuple[Array, A
     conditioner = _conditioner(flow.dim, flow.config)
     policies = jax.checkpoint_policies
     saved = policies.save_from_both_policies(policies.dots_saveable, policies.save_only_these_names(SAVED))
-    kept = flow.dim - _num_moved(flow.dim)
+    kept = num_kept(flow.dim)
     bound, num_bins = flow.config.tail_bound, flow.config.num_bins
 
     # A scan writes all that its gradient needs into stacks, which takes longer than computing it. Kept are products of
@@ -214,7 +214,7 @@ def _scan_layers(flow: SplineFlow, x: Array, *, inverse: bool) -> tuple[Array, A
         x = jnp.concatenate([x[:, :kept], moved.T], axis=1)[:, restore]
         return (x, log_det + change.sum(axis=0)), None
 
-    order = _permutations(flow.dim, flow.config.num_layers)
+    order = layer_orders(flow.dim, flow.config.num_layers)
     layers = (flow.layers, jnp.asarray(order), jnp.asarray(np.argsort(order, axis=1)))
     (x, log_det), _ = jax.lax.scan(step, (x, jnp.zeros(x.shape[0])), layers, reverse=inverse)
     return x, log_det

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from functools import partial
@@ -15,11 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from popsed_jax._random import normal
-from popsed_jax.flows.spline import FlowConfig, SplineFlow, init_flow
-from popsed_jax.parameters import Parameter, ParameterSpace
-from popsed_jax.population.storage import WEIGHTS, load_described, load_tree, save_described
+from popsed_jax.flows.spline import SplineFlow
+from popsed_jax.parameters import ParameterSpace
+from popsed_jax.population.description import describe, load_flows, read_description_fields
+from popsed_jax.population.storage import WEIGHTS, load_described, save_described
 
-FORMAT_VERSION = 1
+# 2: the layers' orders and a checksum of the description itself.
+FORMAT_VERSION = 2
 DESCRIPTION = "population.json"
 
 
@@ -105,12 +106,7 @@ class Population:
 
     def save(self, folder: Path | str) -> None:
         """Write `weights.safetensors` and `population.json` into a folder."""
-        fields = {
-            "num_members": self.num_members,
-            "flow": dataclasses.asdict(self.flows.config),
-            "parameters": [dataclasses.asdict(p) for p in self.space.parameters],
-            **self.meta,
-        }
+        fields = {**describe(self.num_members, self.flows.config, self.space), **self.meta}
         save_described(Path(folder), (self.flows, self.weights), DESCRIPTION, "population", FORMAT_VERSION, fields)
 
 
@@ -122,11 +118,7 @@ def load_population(folder: Path | str) -> Population:
     """
     path = Path(folder) / DESCRIPTION
     hint = "give the folder 'population' of a finished run"
-    description = load_described(path, "population", FORMAT_VERSION, hint)
-    space = ParameterSpace(tuple(Parameter(**p) for p in description.pop("parameters")))
-    config = FlowConfig(**description.pop("flow"))
-    num = description.pop("num_members")
-    keys = jax.random.split(jax.random.key(0), num)
-    like = jax.jit(jax.vmap(lambda key: init_flow(key, len(space), config)))(keys)
-    flows, member_weights = load_tree(path.parent / WEIGHTS, (like, jnp.zeros(num)))
-    return Population(flows, member_weights, space=space, meta=description)
+    fields = load_described(path, "population", FORMAT_VERSION, hint)
+    description = read_description_fields(path, fields)
+    flows, weights = load_flows(path.parent / WEIGHTS, description)
+    return Population(flows, weights, space=description.space, meta=description.meta)

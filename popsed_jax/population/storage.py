@@ -19,6 +19,7 @@ from safetensors.numpy import save
 
 Tree = TypeVar("Tree")
 WEIGHTS = "weights.safetensors"
+_OWN_CHECKSUM = "description_sha256"
 
 
 class StorageError(ValueError):
@@ -57,22 +58,43 @@ def load_tree(path: Path, like: Tree) -> Tree:
     Raises:
         StorageError: the file is missing, damaged, or holds other arrays (named).
     """
-    load_metadata(path)  # one place names a missing or damaged file
-    with safe_open(path, framework="numpy") as file:
-        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
-    names = [jax.tree_util.keystr(where) for where, _ in leaves]
-    if set(names) != set(stored):
-        odd = sorted(set(names) ^ set(stored))[:3]
+    shapes = {jax.tree_util.keystr(where): tuple(jnp.shape(leaf)) for where, leaf in leaves}
+    stored = load_arrays(path, shapes)
+    return jax.tree_util.tree_unflatten(structure, [jnp.asarray(stored[name]) for name in shapes])
+
+
+def load_arrays(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Read arrays by the names under which `save_tree` wrote them.
+
+    Raises:
+        StorageError: as `load_tree`.
+    """
+    load_metadata(path)  # one place names a missing or damaged file
+    try:
+        with safe_open(path, framework="numpy") as file:
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (
+        SafetensorError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        ValueError,
+    ) as error:  # kinds of numbers unknown to NumPy
+        raise StorageError(f"{path} is damaged: {error}") from None
+    if set(shapes) != set(stored):
+        odd = sorted(set(shapes) ^ set(stored))[:3]
         raise StorageError(f"{path} holds other arrays than expected: {', '.join(odd)}")
-    for name, (_, leaf) in zip(names, leaves, strict=True):
-        if stored[name].shape != tuple(jnp.shape(leaf)):
-            raise StorageError(f"{path}: {name} has shape {stored[name].shape}, expected {tuple(jnp.shape(leaf))}")
-    return jax.tree_util.tree_unflatten(structure, [jnp.asarray(stored[name]) for name in names])
+    for name, shape in shapes.items():
+        if stored[name].shape != shape:
+            raise StorageError(f"{path}: {name} has shape {stored[name].shape}, expected {shape}")
+    return stored
 
 
 def save_described(folder: Path, tree: object, name: str, what: str, version: int, fields: Mapping[str, Any]) -> None:
     """Write `weights.safetensors` and a JSON file that describes it: format, version, checksum, and what else is given.
+
+    From version 2 of a format on, the description carries a checksum of itself too.
 
     Args:
         name: of the JSON file.
@@ -81,11 +103,14 @@ def save_described(folder: Path, tree: object, name: str, what: str, version: in
     weights = folder / WEIGHTS
     save_tree(weights, tree)
     head = {"format": f"popsed_jax {what}", "format_version": version, "weights_sha256": _checksum(weights)}
-    write_atomically(folder / name, (json.dumps(head | dict(fields), indent=2) + "\n").encode())
+    description = head | dict(fields)
+    if version > 1:
+        description |= {_OWN_CHECKSUM: _description_checksum(description)}
+    write_atomically(folder / name, (json.dumps(description, indent=2) + "\n").encode())
 
 
 def load_described(path: Path, what: str, version: int, hint: str) -> dict[str, Any]:
-    """The fields that `save_described` wrote, without its own.
+    """The fields that `save_described` wrote, of its own only `format_version`.
 
     Args:
         path: of the JSON file.
@@ -102,7 +127,7 @@ def load_described(path: Path, what: str, version: int, hint: str) -> dict[str, 
         raise StorageError(
             f"{weights} is not the file that {path.name} describes (checksum): it was changed or truncated"
         )
-    own = ("format", "format_version", "weights_sha256")
+    own = ("format", "weights_sha256", _OWN_CHECKSUM)
     return {key: value for key, value in description.items() if key not in own}
 
 
@@ -112,15 +137,25 @@ def read_description(path: Path, what: str, version: int, hint: str) -> dict[str
         description = json.loads(path.read_text())
     except FileNotFoundError:
         raise StorageError(f"{path} does not exist: {hint}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no text, numbers too long, brackets too deep
         raise StorageError(f"{path} is damaged: {error}") from None
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error}") from None
     described = isinstance(description, dict) and description.get("format") == f"popsed_jax {what}"
     found = description.get("format_version") if described else None
-    if not isinstance(found, int):
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
         raise StorageError(f"{path} does not describe a popsed_jax {what}")
     if found > version:
         raise StorageError(f"{path} has format version {found}, newer than this package reads ({version}): update it")
+    if found > 1 and description.get(_OWN_CHECKSUM) != _description_checksum(description):
+        raise StorageError(f"{path} is not as it was written (checksum): it was changed")
     return description
+
+
+def _description_checksum(description: Mapping[str, Any]) -> str:
+    """SHA-256 of all fields but the checksum itself, as JSON with sorted keys and no spaces."""
+    fields = {key: value for key, value in description.items() if key != _OWN_CHECKSUM}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _checksum(path: Path) -> str:
