@@ -22,6 +22,8 @@ from popsed_jax.distributed import LostProcessError, join, named_losses
 from popsed_jax.emulator_report import build_emulator_report
 from popsed_jax.population.mock import simulate_mock
 from popsed_jax.population.summaries import named_galaxies
+from popsed_jax.priors import load_prior
+from popsed_jax.priors.check import check_prior
 from popsed_jax.report import build_report
 from popsed_jax.run import fit, versions
 from popsed_jax.run_tables import describe_columns
@@ -156,6 +158,23 @@ def train_emulator_command(
 def report_command(run: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
     """Rebuild a run's figures and report from its files."""
     out.print(f"Report: {build_report(run).resolve()}", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command("check-prior")
+def check_prior_command(
+    folder: Annotated[Path, typer.Argument(help="Run directory, or its population folder.")],
+    seed: SeedOption = 0,
+    num: Annotated[int, typer.Option("--num", min=1000, help="Points of the integral.")] = 100_000,
+) -> None:
+    """Test that a learned population is a density, and that its samples and maps agree with it."""
+    table = RichTable("check", "found", "wanted", "", box=None)
+    checks = check_prior(load_prior(folder), seed, num)
+    for check in checks:
+        table.add_row(check.name, check.found, check.wanted, "ok" if check.ok else "FAILED")
+    out.print(table)
+    if not all(check.ok for check in checks):
+        err.print("This is not a prior to be trusted: see the lines that failed.")
+        raise typer.Exit(code=1)
 
 
 @app.command("info")
