@@ -26,6 +26,7 @@ from jax.experimental.ode import odeint
 import popsed_jax as pj
 from popsed_jax.flows.spline import FlowConfig, init_flow
 from popsed_jax.population.model import Population
+from popsed_jax.priors.arrays import ArrayPrior
 
 LOAD = """
 import json, sys, time
@@ -50,7 +51,7 @@ def random_population(folder: Path) -> Path:
     return folder
 
 
-def rate(function, *args: jax.Array) -> float:
+def rate(function, *args) -> float:
     """Rows a second, the best of five."""
     jax.block_until_ready(function(*args))
     times = []
@@ -96,14 +97,17 @@ def main() -> None:
         prior = pj.load_prior(folder)
         whole, ours, memory = np.median(loads, axis=0)
         rows: list[list[object]] = [
-            ["load, cold, with imports [s]", float(whole)],
-            ["of that, beyond importing JAX [s]", float(ours)],
-            ["memory beyond JAX [MB]", float(memory)],
+            ["load, cold, with imports (s)", float(whole)],
+            ["of that, beyond importing JAX (s)", float(ours)],
+            ["memory beyond JAX (MB)", float(memory)],
         ]
         theta = prior.sample(jax.random.key(0), 20_000)
         for num in (1, 1000, 20_000):
             rows.append([f"log_prob / s, {num} at a time", rate(prior.log_prob, theta[:num])])
             rows.append([f"gradient of log_prob / s, {num} at a time", rate(prior.grad_log_prob, theta[:num])])
+        arrays = ArrayPrior(prior)
+        rows.append(["log_prob / s, 20000 NumPy rows in blocks", rate(arrays.log_prob, np.asarray(theta))])
+        rows.append(["gradient / s, 20000 NumPy rows in blocks", rate(arrays.grad_log_prob, np.asarray(theta))])
         cube = jax.random.uniform(jax.random.key(1), (20_000, prior.dim))
         rows.append(["unit cube to theta / s, 20000 at a time", rate(prior.transform, cube)])
         sizes = [DIFFUSION_DIM + 1, *[DIFFUSION_WIDTH] * 3, DIFFUSION_DIM]

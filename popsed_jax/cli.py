@@ -164,7 +164,7 @@ def report_command(run: Annotated[Path, typer.Argument(help="Run directory.")]) 
 def check_prior_command(
     folder: Annotated[Path, typer.Argument(help="Run directory, or its population folder.")],
     seed: SeedOption = 0,
-    num: Annotated[int, typer.Option("--num", min=1000, help="Points of the integral.")] = 100_000,
+    num: Annotated[int, typer.Option("--num", min=1000, help="Points of the integral.")] = 30_000,
 ) -> None:
     """Test that a learned population is a density, and that its samples and maps agree with it."""
     table = RichTable("check", "found", "wanted", "", box=None)

@@ -19,7 +19,7 @@ from popsed_jax.priors.check import check_prior
 from popsed_jax.priors.coordinates import Coordinates
 from popsed_jax.priors.prior import Prior
 
-NUM = 25_000
+NUM = 20_000
 
 
 @flax.struct.dataclass

@@ -29,7 +29,7 @@ def test_a_table_explains_itself(prior, suffix, tmp_path):
     assert table.colnames == ["redshift", "log_mass", "tage", "log_prob"]
     assert str(table["tage"].unit) == "Myr"
     assert table["tage"].description == "lookback time of the burst"
-    readme = table.meta["README"].splitlines()
+    readme = table.meta["README"]
     assert readme[0].split() == ["name", "unit", "from", "to", "description"]
     assert readme[3].split() == ["tage", "Myr", "10", "13000", "lookback", "time", "of", "the", "burst"]
     assert json.loads(table.meta["population"])["selection"] == "as-detected"

@@ -197,7 +197,6 @@ def test_blackjax_nested_sampling(prior, likelihood, truth):
     log_weight = np.asarray(log_weights(jax.random.key(7), final)).mean(axis=1)
     check(equal_weight(np.asarray(final.particles.position), log_weight), truth, 0.15)
     log_evidence = float(jnp.logaddexp(state.integrator.logZ, state.integrator.logZ_live))
-    print("ns", np.logaddexp.reduce(log_weight), log_evidence, truth)
     assert log_evidence == pytest.approx(truth[2], abs=0.2)
     assert blackjax.__version__
 

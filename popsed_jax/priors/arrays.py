@@ -13,8 +13,9 @@ from popsed_jax.priors.partial import PartialPrior
 from popsed_jax.priors.prior import Prior
 
 LogLikelihood = Callable[[Float[np.ndarray, "num dim"]], Float[np.ndarray, " num"]]
-# Rows are computed in blocks of a power of two, so that few sizes are compiled, and of no more than fit in a cache.
-_LARGEST_BLOCK = 4096
+# Rows are computed in blocks of a power of two, so that few sizes are compiled, and of no more than fit in a processor's cache.
+_LARGEST_BLOCK = {"cpu": 256}
+_LARGEST_BLOCK_ELSEWHERE = 65_536
 
 
 class ArrayPrior:
@@ -75,11 +76,13 @@ class ArrayPrior:
             raise ValueError(f"the last axis of {values.shape} must be the {self.dim} parameters {self.names}")
         rows = values.reshape(-1, self.dim)
         function = self._function(name)
-        parts = []
-        for start in range(0, len(rows), _LARGEST_BLOCK):
-            block = rows[start : start + _LARGEST_BLOCK]
+        size = _LARGEST_BLOCK.get(jax.default_backend(), _LARGEST_BLOCK_ELSEWHERE)
+        started = []
+        for start in range(0, len(rows), size):
+            block = rows[start : start + size]
             padded = np.resize(block, (1 << (len(block) - 1).bit_length(), self.dim))
-            parts.append(np.asarray(function(self._leaves, padded), float)[: len(block)])
+            started.append((function(self._leaves, padded), len(block)))
+        parts = [np.asarray(values, float)[:num] for values, num in started]
         result = np.concatenate(parts) if parts else np.empty(0)
         return result.reshape(values.shape[:-1] + result.shape[1:])
 

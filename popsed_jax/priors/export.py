@@ -32,7 +32,7 @@ def sample_table(prior: Density, key: Array | int, num: int) -> Table:
     return table
 
 
-def describe_columns(prior: Density) -> str:
+def describe_columns(prior: Density) -> list[str]:
     """A line for each parameter: name, unit, bounds and what it is."""
     rows = [("name", "unit", "from", "to", "description")]
     rows += [
@@ -40,5 +40,4 @@ def describe_columns(prior: Density) -> str:
         for name, (low, high) in prior.bounds.items()
     ]
     widths = np.max([[len(cell) for cell in row] for row in rows], axis=0)
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines)
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
