@@ -202,7 +202,7 @@ def test_blackjax_nested_sampling(prior, likelihood, truth):
 
 
 @pytest.mark.comparison
-def test_sbi(prior, likelihood, truth):
+def test_sbi(prior, likelihood, truth, tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     pytest.importorskip("sbi")
     from sbi.inference import NPE
@@ -210,6 +210,7 @@ def test_sbi(prior, likelihood, truth):
 
     from popsed_jax.priors.sbi import PopulationDistribution
 
+    monkeypatch.chdir(tmp_path)  # where it keeps its logs
     torch.manual_seed(0)
     distribution = PopulationDistribution(prior)
     checked, num, as_numpy = process_prior(distribution)

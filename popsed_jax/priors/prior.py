@@ -83,6 +83,9 @@ class Prior(Density):
     ) -> Float[Array, "*batch dim"]:
         """A point of the unit cube that `transform` takes to theta.
 
+        Where a flow has next to no weight at theta, its point is beyond what the precision can tell from a face of the cube, and
+        the nearest is returned. The default flow is not one of these.
+
         Args:
             theta: within the bounds.
             member: the flow in whose slab the point shall be; by default the one that theta most likely came from.
@@ -97,9 +100,10 @@ class Prior(Density):
             chosen = jnp.broadcast_to(member, shape).reshape(-1)
         x = jax.vmap(lambda flow: flow.inverse(u)[0])(self.population.flows)[chosen, jnp.arange(len(many))]
         cube = ndtr(x)
-        top = jnp.cumsum(self.population.weights)
-        weight = self.population.weights[chosen]
-        first = top[chosen] - weight + weight * cube[:, 0]
+        bottom, top = self._slabs()
+        first = bottom[chosen] + (top - bottom)[chosen] * cube[:, 0]
+        # Rounding must not carry a point into the slab above, which is another flow's.
+        first = jnp.clip(first, bottom[chosen], jnp.nextafter(top[chosen], 0.0))
         return cube.at[:, 0].set(first).reshape(*shape, self.dim)
 
     @jax.jit
@@ -164,15 +168,18 @@ class Prior(Density):
         where = [self.coordinates.columns.index(i) for i in range(self.dim)]
         return learned[:, jnp.array(where)]
 
+    def _slabs(self) -> tuple[Float[Array, " member"], Float[Array, " member"]]:
+        """Lower and upper ends of the flows' intervals of the first coordinate of the cube."""
+        top = jnp.cumsum(self.population.weights)
+        return jnp.concatenate([jnp.zeros(1, top.dtype), top[:-1]]), top
+
     def _pick(self, first: Float[Array, " num"]) -> tuple[Int[Array, " num"], Float[Array, " num"]]:
         """The flow for each first coordinate of the cube, and the coordinate's place in that flow's interval."""
-        weights = self.population.weights
-        top = jnp.cumsum(weights)
+        bottom, top = self._slabs()
         # A flow of no weight is never picked, wherever rounding puts the ends.
-        last = jnp.max(jnp.where(weights > 0.0, jnp.arange(len(weights)), 0))
+        last = jnp.max(jnp.where(top > bottom, jnp.arange(len(top)), 0))
         member = jnp.minimum(jnp.sum(first[:, None] >= top, axis=1), last)
-        weight = weights[member]
-        return member, jnp.clip((first - (top[member] - weight)) / weight, 0.0, 1.0)
+        return member, jnp.clip((first - bottom[member]) / (top - bottom)[member], 0.0, 1.0)
 
 
 def load_prior(folder: Path | str) -> Prior:
