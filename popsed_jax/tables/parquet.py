@@ -18,8 +18,8 @@ from popsed_jax.tables.common import TableError, apply_label, column_labels, rea
 __all__ = ["ParquetParts", "open_parquet", "read_parquet", "write_parquet"]
 
 _SUFFIXES = (".parquet", ".pq")
-# Values of one piece, all columns together: a hundredth of a second's reading, some tens of megabytes.
-_PIECE_VALUES = 2_000_000
+# Values of one piece, all columns together: larger ones are not read faster.
+_PIECE_VALUES = 1_000_000
 _FEWEST_ROWS = 1_000
 # A column of a row group is read through a buffer of this size [bytes], not whole: a file may be one row group.
 _BUFFER = 1 << 20
@@ -32,12 +32,12 @@ class ParquetParts:
     Attributes:
         paths: the files, in the order of their rows.
         num_rows: of all together.
-        names: the columns, in the order of the first file.
+        schema: the columns in the order of the first file, each wide enough for all.
     """
 
     paths: tuple[Path, ...]
     num_rows: int
-    names: tuple[str, ...]
+    schema: pa.Schema
 
     def pieces(self, names: Sequence[str]) -> Iterator[Table]:
         """These columns of all rows in order, a bounded number of rows at a time; small files come together.
@@ -46,12 +46,14 @@ class ParquetParts:
             TableError: a damaged file, or a vector column whose length changes.
         """
         size = max(_FEWEST_ROWS, _PIECE_VALUES // max(len(names), 1))
+        target = pa.schema([self.schema.field(name) for name in names], self.schema.metadata)
         held: list[pa.Table] = []
         shapes: dict[str, tuple[int, ...]] = {}
         for path in self.paths:
             with reading(path, "Parquet"), pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as file:
                 for batch in file.iter_batches(batch_size=size, columns=list(names)):
-                    held.append(pa.Table.from_batches([batch]).select(list(names)))
+                    if batch.num_rows:
+                        held.append(pa.Table.from_batches([batch]).select(list(names)).cast(target))
                     if sum(part.num_rows for part in held) >= size:
                         yield _checked_piece(path, held, shapes)
                         held = []
@@ -74,18 +76,19 @@ def open_parquet(path: Path) -> ParquetParts:
             "give a table, or a folder with the parts of one, NAME.parquet or NAME.pq"
         )
     num_rows = 0
-    names: tuple[str, ...] = ()
-    kinds: dict[str, str] = {}
+    schema: pa.Schema | None = None
     for part in paths:
         with reading(part, "Parquet"), pq.ParquetFile(part) as file:
+            own = file.schema_arrow
+            difference = "" if schema is None else _difference(own, schema)
+            if difference:
+                raise TableError(
+                    f"{part} does not continue {paths[0].name}: {difference}; "
+                    "give the parts the same columns, or take this file out of the folder"
+                )
             num_rows += file.metadata.num_rows
-            schema = file.schema_arrow
-        own = {field.name: _kind(field) for field in schema}
-        if part == paths[0]:
-            names, kinds = tuple(own), own
-        if own != kinds:
-            raise TableError(f"{part} does not continue {paths[0].name}: {_difference(own, kinds)}")
-    return ParquetParts(paths, num_rows, names)
+            schema = own if schema is None else pa.unify_schemas([schema, own], promote_options="permissive")
+    return ParquetParts(paths, num_rows, schema)
 
 
 def _part_paths(folder: Path) -> tuple[Path, ...]:
@@ -115,16 +118,16 @@ def _kind(field: pa.Field) -> str:
     return f"{vector}{word}{f' in {unit}' if unit else ''}"
 
 
-def _difference(own: dict[str, str], first: dict[str, str]) -> str:
-    """The first column that differs, in words, and what to do."""
-    advice = "give the parts the same columns, or take this file out of the folder"
-    for name in first:
-        if name not in own:
-            return f"it lacks the column {name!r}; {advice}"
-        if own[name] != first[name]:
-            return f"column {name!r} holds {own[name]}, there {first[name]}; {advice}"
-    extra = next(name for name in own if name not in first)
-    return f"it has a column {extra!r} more; {advice}"
+def _difference(own: pa.Schema, first: pa.Schema) -> str:
+    """The first column that differs, in words; a column without any value goes with all."""
+    for name in first.names:
+        if name not in own.names:
+            return f"it lacks the column {name!r}"
+        here, there = own.field(name), first.field(name)
+        if _kind(here) != _kind(there) and not pa.types.is_null(here.type) and not pa.types.is_null(there.type):
+            return f"column {name!r} holds {_kind(here)}, there {_kind(there)}"
+    extra = [name for name in own.names if name not in first.names]
+    return f"it has a column {extra[0]!r} more" if extra else ""
 
 
 def read_parquet(path: Path, hdu: str) -> Table:
@@ -136,7 +139,7 @@ def read_parquet(path: Path, hdu: str) -> Table:
 
 def _checked_piece(path: Path, held: list[pa.Table], shapes: dict[str, tuple[int, ...]]) -> Table:
     """Batches as one table, whose vector columns have the lengths of the earlier pieces."""
-    table = _to_table(path, pa.concat_tables(held, promote_options="permissive"))
+    table = _to_table(path, pa.concat_tables(held))
     for name in table.colnames:
         if shapes.setdefault(name, table[name].shape[1:]) != table[name].shape[1:]:
             raise TableError(f"{path}: the lists in column {name!r} differ in length")

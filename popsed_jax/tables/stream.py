@@ -46,6 +46,6 @@ def open_table(path: str | os.PathLike[str], hdu: str = "") -> TableStream:
         raise TableError(f"{path}: a folder of Parquet files holds one table; leave hdu empty")
     if path.is_dir() or checked_format(path, hdu) == "Parquet":
         parts = open_parquet(path)
-        return TableStream(parts.num_rows, parts.names, parts.pieces)
+        return TableStream(parts.num_rows, tuple(parts.schema.names), parts.pieces)
     table = read_table(path, hdu)
     return TableStream(len(table), tuple(table.colnames), lambda names: iter((table,)))
