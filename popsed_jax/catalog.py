@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,18 +12,11 @@ import numpy as np
 from astropy.table import Column, Table
 from jaxtyping import Bool, Float, Int
 
-from popsed_jax.catalog_columns import (
-    BandColumns,
-    integer_column,
-    is_sentinel,
-    number_column,
-    read_bands,
-    repeated_rows,
-)
 from popsed_jax.catalog_config import BandConfig, CatalogConfig, CatalogError, FluxUnit, embedded_catalog_config
+from popsed_jax.catalog_stream import Drop, read_galaxies
 from popsed_jax.data import data_path
 from popsed_jax.observe.filters import load_filter
-from popsed_jax.tables import TableError, read_table, write_table
+from popsed_jax.tables import TableError, open_table, write_table
 
 __all__ = [
     "BandConfig",
@@ -37,25 +30,9 @@ __all__ = [
     "read_catalog",
 ]
 
-_NUM_EXAMPLES = 5
 _EMBEDDED = "sdss_galaxies"
 # No galaxy is observed below the Lyman limit: a shorter mean wavelength was not given in Angstrom.
 _SHORTEST_WAVE = 912.0
-
-
-@dataclass(frozen=True)
-class Drop:
-    """Rows left out for one reason; a row with several faults counts under each.
-
-    Attributes:
-        reason: what was wrong, with the band where one is concerned.
-        count: how many rows.
-        rows: the numbers of the first few.
-    """
-
-    reason: str
-    count: int
-    rows: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +51,7 @@ class Catalog:
         num_rows_read: rows of the file.
         num_rows_dropped: rows of the file that were left out.
         drops: why they were left out.
+        num_not_drawn: usable rows of the file that are not here because these were drawn at random (`max_galaxies`).
         upper_limits: for each band, the significance below which fluxes are upper limits at so many sigma; 0: none are. Where
             a band has them, fluxes below are set to the limit, so that all are quoted alike.
 
@@ -92,6 +70,7 @@ class Catalog:
     num_rows_dropped: int = 0
     drops: tuple[Drop, ...] = ()
     upper_limits: tuple[float, ...] = ()
+    num_not_drawn: int = 0
 
     def __post_init__(self) -> None:
         """Check, then make the arrays read-only."""
@@ -147,12 +126,17 @@ class Catalog:
             num_rows_dropped=self.num_rows_dropped,
             drops=self.drops,
             upper_limits=self.upper_limits,
+            num_not_drawn=self.num_not_drawn,
         )
 
     def summary(self) -> tuple[str, ...]:
         """What the catalogue holds and what was left out, a line each."""
         lines = [f"{self.name}: {len(self):,} galaxies in {len(self.bands)} bands ({' '.join(self.bands)})"]
         lines.append(f"{self.num_rows_read:,} rows read, {self.num_rows_dropped:,} left out")
+        if self.num_not_drawn:
+            usable = self.num_rows_read - self.num_rows_dropped
+            kept = f"kept {usable - self.num_not_drawn:,} of {usable:,} usable galaxies"
+            lines.append(f"{kept}, drawn at random (max_galaxies)")
         lines += [
             f"  {drop.count:,} row{'s' * (drop.count > 1)}: {drop.reason} ({_row_list(drop)})" for drop in self.drops
         ]
@@ -222,6 +206,7 @@ class Catalog:
             name=self.name,
             row="row",
             min_bands=0 if fewest == len(self.bands) else fewest,
+            max_galaxies=0,
         )
 
 
@@ -257,7 +242,11 @@ def build_catalog(
     )
 
 
-def read_catalog(config: CatalogConfig, base: str | os.PathLike[str] | None = None) -> Catalog:
+def read_catalog(
+    config: CatalogConfig,
+    base: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Catalog:
     """Read a catalogue, correct it to AB outside the Galaxy, and leave out the rows that cannot be used.
 
     A row is left out when any band lacks a finite flux, a finite positive error or (where asked for) an extinction,
@@ -265,47 +254,49 @@ def read_catalog(config: CatalogConfig, base: str | os.PathLike[str] | None = No
     With `min_bands`, such a band is missing and the row stays as long as it has so many others. Negative fluxes are ordinary
     and stay. A redshift that is missing or impossible becomes NaN and its galaxy stays.
 
+    Of more than `max_galaxies` usable rows, a uniform random sample is kept, in the order of the file; it is the same each
+    time, and for any division into row groups or files. To the fit the sample is the catalogue: its ensemble has the
+    bootstrap of so many galaxies, not of all, and its errors are on the safe side. Parquet is read piece by piece and may be
+    larger than memory; other formats are read whole. Copies are compared by the columns that the settings name, where three
+    bands or more tell copies from chance, else by all; of galaxies that are not kept, copies are not counted.
+
     Args:
         config: what the columns mean; an empty one means the embedded galaxies.
         base: folder to which relative paths in `config` refer; the working folder unless given.
+        progress: is told the rows read and all rows after each piece.
 
     Raises:
-        CatalogError: a file that cannot be read, columns that are missing or are no numbers, unknown filters, values
-            that cannot be of the unit given, or no row left. Faults of several columns are reported together.
+        CatalogError: a file that cannot be read, parts with different columns, columns that are missing or are no numbers,
+            unknown filters, values that cannot be of the unit given, or no row left. Faults of several columns are reported
+            together.
     """
     config = config.resolved()
     folder = Path.cwd() if base is None else Path(base)
     path = folder / Path(config.path).expanduser() if config.path else data_path(_EMBEDDED)
+    problems: list[str] = []
     try:
-        table = read_table(path, config.hdu)
+        stream = open_table(path, config.hdu)
+        if stream.num_rows == 0:
+            raise TableError(f"{path}: the table has no rows")
+        filters = tuple(_checked_filter(band, folder, problems) for band in config.bands)
+        read = read_galaxies(stream, config, problems, progress)
     except TableError as error:
         raise CatalogError(str(error)) from error
-    if len(table) == 0:
-        raise CatalogError(f"{path}: the table has no rows")
-    problems: list[str] = []
-    filters = tuple(_checked_filter(band, folder, problems) for band in config.bands)
-    bands = read_bands(table, config, problems)
-    redshift = number_column(table, config.redshift, "redshift", problems) if config.redshift else None
-    row = integer_column(table, config.row, problems) if config.row else np.arange(len(table))
-    if problems:
-        raise CatalogError(*(f"{path}: {problem}" for problem in problems))
-    keep, drops = _account(table, bands, row, config.min_bands)
-    if not keep.any():
-        reasons = "; ".join(f"{drop.count:,}: {drop.reason}" for drop in drops)
-        raise CatalogError(f"{path}: none of the {len(table):,} rows can be used ({reasons})")
-    name = config.name or path.name.split(".")[0]
+    except CatalogError as error:
+        raise CatalogError(*(f"{path}: {problem}" for problem in error.problems)) from error
     return Catalog(
-        name=name,
+        name=config.name or path.name.split(".")[0],
         bands=tuple(band.name for band in config.bands),
         filters=filters,
-        flux=np.stack([band.flux[keep] for band in bands], axis=1),
-        flux_error=np.stack([band.flux_error[keep] for band in bands], axis=1),
-        row=row[keep],
-        redshift=None if redshift is None else _known_redshift(redshift, config.missing_values)[keep],
-        num_rows_read=len(table),
-        num_rows_dropped=int(np.sum(~keep)),
-        drops=drops,
+        flux=read.flux,
+        flux_error=read.flux_error,
+        row=read.row,
+        redshift=read.redshift if config.redshift else None,
+        num_rows_read=stream.num_rows,
+        num_rows_dropped=read.num_dropped,
+        drops=read.drops,
         upper_limits=tuple(band.upper_limit for band in config.bands),
+        num_not_drawn=read.num_not_drawn,
     )
 
 
@@ -327,34 +318,6 @@ def _checked_filter(band: BandConfig, folder: Path, problems: list[str]) -> str:
             "are its wavelengths in nm or um? Write them in Angstrom"
         )
     return name
-
-
-def _account(
-    table: Table, bands: Sequence[BandColumns], row: Int[np.ndarray, " galaxy"], min_bands: int
-) -> tuple[Bool[np.ndarray, " galaxy"], tuple[Drop, ...]]:
-    """Which rows to keep, and why the others go."""
-    there = np.stack([np.isfinite(band.flux) for band in bands])
-    if min_bands:
-        few = there.sum(axis=0) < min_bands
-        faults = [(f"fewer than {min_bands} bands", few)]
-        keep = ~few
-    else:
-        faults = [(reason, mask) for band in bands for reason, mask in band.faults.items()]
-        keep = there.all(axis=0)
-    copies = repeated_rows(table) & keep
-    faults.append(("repeats an earlier row in every column", copies))
-    drops = tuple(
-        Drop(reason, int(mask.sum()), tuple(int(number) for number in row[mask][:_NUM_EXAMPLES]))
-        for reason, mask in faults
-        if mask.any()
-    )
-    return keep & ~copies, drops
-
-
-def _known_redshift(redshift: Float[np.ndarray, " galaxy"], sentinels: Sequence[float]) -> Float[np.ndarray, " galaxy"]:
-    """NaN for a sentinel or an impossible value (a recession faster than light towards us)."""
-    known = np.isfinite(redshift) & (redshift > -1.0) & ~is_sentinel(redshift, sentinels)
-    return np.where(known, redshift, np.nan)
 
 
 def _row_list(drop: Drop) -> str:

@@ -91,7 +91,8 @@ class CatalogConfig:
     """A catalogue: its file, its unit, its bands. Without `path` and `bands` it is the embedded one.
 
     Attributes:
-        path: the file (FITS, HDF5, Parquet, ECSV or CSV); relative to the settings file. Empty: the embedded galaxies.
+        path: the file (FITS, HDF5, Parquet, ECSV or CSV), or a folder with the parts of a table in Parquet files; relative to
+            the settings file. Empty: the embedded galaxies.
         flux_unit: unit of every flux column and error column; required with `bands`.
         redshift: column of spectroscopic redshifts, or empty. A report compares with them; a fit never sees them.
         bands: the bands.
@@ -101,6 +102,8 @@ class CatalogConfig:
         hdu: which table of a file with several: FITS extension name or number, HDF5 dataset or group.
         row: integer column that numbers the galaxies; the position in the file, from 0, unless given.
         min_bands: a row with so many usable bands stays, its other bands missing; 0: a row needs all.
+        max_galaxies: of more usable rows than this, so many are drawn at random; 0: all are kept. A fit's member draws
+            some 5e5 galaxies in all, so that more than a million teach it nothing.
     """
 
     path: str = ""
@@ -112,6 +115,7 @@ class CatalogConfig:
     hdu: str = ""
     row: str = ""
     min_bands: int = 0
+    max_galaxies: int = 1_000_000
 
     def __post_init__(self) -> None:
         """Refuse a description that contradicts itself."""
@@ -120,6 +124,8 @@ class CatalogConfig:
             problems.append(
                 f"min_bands = {self.min_bands} must be between 0 and the number of bands, {len(self.bands)}"
             )
+        if self.max_galaxies < 0:
+            problems.append(f"max_galaxies is how many to draw at random, or 0 for all, got {self.max_galaxies}")
         if self.path and not self.bands:
             problems.append("the catalogue has no bands: describe each in a [[catalog.bands]] table")
         problems += [f"two bands have the name {name!r}" for name in _repeated(band.name for band in self.bands)]
@@ -167,7 +173,7 @@ class CatalogConfig:
         if not self.is_embedded:
             return self
         embedded = embedded_catalog_config()
-        return dataclasses.replace(embedded, name=self.name or embedded.name)
+        return dataclasses.replace(embedded, name=self.name or embedded.name, max_galaxies=self.max_galaxies)
 
 
 def embedded_catalog_config() -> CatalogConfig:

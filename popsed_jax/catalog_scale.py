@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from popsed_jax.catalog_config import BandConfig, CatalogConfig
 
-__all__ = ["MAGGIES_PER_UNIT", "POGSON", "RawBand", "scale_problems"]
+__all__ = ["MAGGIES_PER_UNIT", "POGSON", "SENTINEL", "RawBand", "join_raw_bands", "scale_problems"]
 
 MAGGIES_PER_UNIT = {"maggies": 1.0, "nanomaggies": 1e-9, "uJy": 1e-6 / 3631.0, "mJy": 1e-3 / 3631.0}
 POGSON = 2.5 / np.log(10.0)
+SENTINEL = "{sentinel}"
 
 # The median of a band's |flux| lies here for any survey of galaxies [AB mag]; the faint end is noise beyond JWST's.
 _MEDIAN_MAG_RANGE = (2.0, 35.0)
@@ -41,7 +43,8 @@ class RawBand:
         values: flux or magnitude, in the file's unit; NaN where masked.
         spread: error or inverse variance, likewise.
         extinction: [mag].
-        faults: reason -> the rows that have it.
+        faults: reason -> the rows that have it; a row has at most one. A reason may hold the word `SENTINEL`.
+        sentinels: reason -> the sentinels that occur in its rows, for that word.
     """
 
     band: BandConfig
@@ -49,6 +52,12 @@ class RawBand:
     spread: Float[np.ndarray, " galaxy"]
     extinction: Float[np.ndarray, " galaxy"]
     faults: dict[str, Bool[np.ndarray, " galaxy"]]
+    sentinels: dict[str, tuple[float, ...]]
+
+    @cached_property
+    def good(self) -> Bool[np.ndarray, " galaxy"]:
+        """Rows without a fault."""
+        return ~np.any(list(self.faults.values()), axis=0)
 
     @property
     def measured(self) -> Bool[np.ndarray, " galaxy"]:
@@ -56,9 +65,28 @@ class RawBand:
         lost = [mask for reason, mask in self.faults.items() if "not measured" in reason or "not finite" in reason]
         return ~np.any(lost, axis=0)
 
+    def at(self, index: Int[np.ndarray, " chosen"]) -> RawBand:
+        """Some of the rows."""
+        faults = {reason: mask[index] for reason, mask in self.faults.items()}
+        return RawBand(
+            self.band, self.values[index], self.spread[index], self.extinction[index], faults, self.sentinels
+        )
+
+
+def join_raw_bands(parts: Sequence[RawBand]) -> RawBand:
+    """The rows of several pieces of one band."""
+    values, spread, extinction = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("values", "spread", "extinction")
+    )
+    faults = {reason: np.concatenate([part.faults[reason] for part in parts]) for reason in parts[0].faults}
+    return RawBand(parts[0].band, values, spread, extinction, faults, {})
+
 
 def scale_problems(config: CatalogConfig, raws: Sequence[RawBand]) -> list[str]:
     """A sentence for each band, or one for all, whose values cannot be of the unit given; and what to write instead."""
+    empty = [_zero_error_problem(raw) for raw in raws]
+    if any(empty):
+        return [problem for problem in empty if problem]
     if config.is_magnitude:
         found = [_magnitude_problem(str(config.flux_unit), raw) for raw in raws]
     else:
@@ -72,6 +100,15 @@ def scale_problems(config: CatalogConfig, raws: Sequence[RawBand]) -> list[str]:
         f"flux_unit is {config.flux_unit!r}, but in every band the values look like magnitudes "
         f"({low:.4g} to {high:.4g}, with small errors); write flux_unit = 'ABmag'"
     ]
+
+
+def _zero_error_problem(raw: RawBand) -> str:
+    """The sentence for a band that quotes no errors, or an empty string."""
+    given = raw.spread[~np.isnan(raw.spread)]  # missing errors are counted row by row
+    if not given.size or given.any():
+        return ""
+    name = raw.band.error or raw.band.inverse_variance
+    return f"band {raw.band.name!r}: the error column {name!r} is zero in every row; what are the errors?"
 
 
 def _magnitude_problem(unit: str, raw: RawBand) -> str:
@@ -112,11 +149,10 @@ def _flux_problem(unit: str, raw: RawBand) -> str:
 
 def _look_like_magnitudes(raw: RawBand) -> bool:
     """Whether fluxes have the range and the errors of magnitudes."""
-    good = ~np.any(list(raw.faults.values()), axis=0)
-    values = raw.values[good]
+    values, spread = raw.values[raw.good], raw.spread[raw.good]
     if len(values) < _MIN_ROWS:
         return False
-    error = raw.spread[good] if raw.band.error else 1.0 / np.sqrt(raw.spread[good])
+    error = spread if raw.band.error else 1.0 / np.sqrt(spread)
     low, high = np.percentile(values, [2, 98])
     in_range = _LOOKALIKE_RANGE[0] <= low and high <= _LOOKALIKE_RANGE[1]
     return bool(in_range and high < _LOOKALIKE_SPAN * low and np.median(error / values) < _LOOKALIKE_ERROR)

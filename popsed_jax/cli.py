@@ -15,7 +15,7 @@ from astropy.table import Table
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from popsed_jax.catalog import CatalogConfig, read_catalog
+from popsed_jax.catalog import Catalog, CatalogConfig, read_catalog
 from popsed_jax.config import RunConfig, default_config, load_config, quick_config
 from popsed_jax.data import check_data
 from popsed_jax.distributed import LostProcessError, join, named_losses
@@ -24,6 +24,7 @@ from popsed_jax.population.mock import simulate_mock
 from popsed_jax.population.summaries import named_galaxies
 from popsed_jax.priors import load_prior
 from popsed_jax.priors.check import check_prior
+from popsed_jax.progress import Progress
 from popsed_jax.report import build_report
 from popsed_jax.run import fit, versions
 from popsed_jax.run_tables import describe_columns
@@ -73,7 +74,7 @@ def fit_command(
     given = {"num_members": members, "num_epochs": epochs, "seed": seed}
     changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     settings = dataclasses.replace(settings, fit=dataclasses.replace(settings.fit, **changed))
-    data = tuple(read_catalog(survey.catalog, base) for survey in settings.all_surveys)
+    data = tuple(_read(survey.catalog, base) for survey in settings.all_surveys)
     folder = out_dir or Path("runs") / data[0].name
     if (folder / "metrics.json").exists() and not resume and jax.process_index() == 0:
         err.print(f"{folder} holds an earlier run, which this one replaces.", highlight=False, markup=False)
@@ -97,7 +98,7 @@ def mock_command(
 ) -> None:
     """Simulate a catalogue with known truth, with the noise and selection of the settings' catalogue."""
     settings, base = _settings(config)
-    forward = build_survey(read_catalog(settings.catalog, base), _anchored(settings, base))
+    forward = build_survey(_read(settings.catalog, base), _anchored(settings, base))
     bands = settings.catalog.resolved().bands
     names = tuple(band.name for band in bands)
     mock = simulate_mock(jax.random.key(seed), forward, settings.mock, settings.reference, num_galaxies, names)
@@ -202,6 +203,12 @@ def _settings(config: Path | None) -> tuple[RunConfig, Path]:
     if config is None:
         return default_config(), Path.cwd()
     return load_config(config), config.resolve().parent
+
+
+def _read(catalog: CatalogConfig, base: Path) -> Catalog:
+    """A catalogue, with a bar where there is much to read."""
+    with Progress(show=jax.process_index() == 0) as progress:
+        return read_catalog(catalog, base, progress.rows)
 
 
 def _with_path(settings: RunConfig, catalog: Path, config: Path | None) -> RunConfig:

@@ -11,6 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+# Rows of a catalogue from which its reading shows a bar: below, it takes seconds.
+_MANY_ROWS = 5_000_000
+
 
 class Progress:
     """Sentences and a bar over epochs, or over the chunks of another training, with what was reached and the time left.
@@ -40,13 +43,13 @@ class Progress:
             self._log = log.open("a")
 
     def __enter__(self) -> Progress:
-        self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if self._task is not None:
+            self._bar.stop()
         if self._log is not None:
             self._log.close()
 
@@ -56,15 +59,23 @@ class Progress:
             self._bar.console.print(sentence, highlight=False, markup=False)
         self._write(sentence)
 
-    def start(self, description: str, total: int, done: int = 0) -> None:
+    def start(self, description: str, total: int, done: int = 0, state: str = "compiling") -> None:
         """Begin a bar."""
-        self._task = self._bar.add_task(description, total=total, completed=done, state="compiling")
+        self._bar.start()
+        self._task = self._bar.add_task(description, total=total, completed=done, state=state)
 
     def advance(self, done: int, state: str, word: str = "chunk") -> None:
         """Advance the bar, and say what was reached."""
         if self._task is not None:
             self._bar.update(self._task, completed=done, state=state)
         self._write(f"{word} {done}: {state}")
+
+    def rows(self, done: int, total: int) -> None:
+        """Advance a bar over the rows of a catalogue, if they are many."""
+        if self._task is None and total >= _MANY_ROWS:
+            self.start("reading rows", total, state="")
+        if self._task is not None:
+            self._bar.update(self._task, completed=done)
 
     def start_epochs(self, total: int, done: int = 0) -> None:
         """Begin the bar."""

@@ -121,6 +121,7 @@ def _survey_metrics(
             "filters": list(catalog.filters),
             "num_rows_read": catalog.num_rows_read,
             "num_galaxies": len(catalog),
+            "num_not_drawn": catalog.num_not_drawn,
             "num_redshifts_used": int(used.sum()),
             "missing": {band: int(np.isnan(catalog.flux[:, i]).sum()) for i, band in enumerate(catalog.bands)},
             "drops": [{"reason": drop.reason, "count": drop.count} for drop in catalog.drops],

@@ -352,6 +352,7 @@ def test_optional_pieces_are_left_out_and_said_to_be(copied):
 def test_one_band_one_member_and_a_constant_parameter(copied):
     def change(metrics):
         metrics["catalog"]["bands"] = ["r"]
+        metrics["catalog"]["num_not_drawn"] = 1_234_567
         metrics["bands"] = {"r": metrics["bands"]["r"]}
         metrics["colors"] = {}
         metrics["parameters"]["tau_v"].update(std=0.0, reference_std=0.0, information_gain=float("nan"))
@@ -367,6 +368,7 @@ def test_one_band_one_member_and_a_constant_parameter(copied):
     for name in ("samples", "reference"):
         edit_table(copied / f"{name}.parquet", flatten)
     html = build_report(copied).read_text(encoding="utf-8")
+    assert "drawn at random (max_galaxies) and 1,234,567 usable ones were not." in html
     assert "Figure left out: a single band has no colours." in html
     assert "–" in html  # the gain that is not a number
 
