@@ -20,8 +20,9 @@ from popsed_jax.flows.spline import SplineFlow
 from popsed_jax.priors.arrays import ArrayPrior
 from popsed_jax.priors.prior import Prior
 
-# Of the normal distributions behind the points of the integral: wider than the flows', so that no tail is missed.
-_WIDTH = 1.1
+# Of the normal distributions behind the points of the integral: wider than the flows', so that no tail is missed. In eleven
+# dimensions the weights then scatter by 0.2.
+_WIDTH = 1.05
 _BLOCK = 1000
 _NUM_CLASSIFIED = 10_000
 _ACCURACY = 0.52
@@ -105,8 +106,8 @@ def _wide_draws(prior: Prior, weights: jax.Array, key: jax.Array) -> tuple[jax.A
 def _integral(weight: np.ndarray) -> list[Check]:
     error = float(np.std(weight) / np.sqrt(len(weight)))
     total = float(np.mean(weight))
-    ok = abs(total - 1.0) <= max(_INTEGRAL, 3.0 * error) and error <= _INTEGRAL
-    return [Check("integral", f"{total:.4f} ± {error:.4f}", f"1 within {_INTEGRAL:.1%}", ok)]
+    ok = abs(total - 1.0) <= _INTEGRAL and 3.0 * error <= _INTEGRAL
+    return [Check("integral", f"{total:.4f} ± {error:.4f}", f"1 within {_INTEGRAL:.1%}, known to a third of that", ok)]
 
 
 def _drawn_by_weight(points: np.ndarray, weight: np.ndarray, seed: int) -> np.ndarray:
