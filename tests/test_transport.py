@@ -410,7 +410,7 @@ def test_directions_are_unit_and_new_for_each_key():
 
 @pytest.mark.parametrize("num", [1, 2, 1000, 20_000])
 def test_sorting_is_fine_at_any_size(num):
-    """1000 points take the packed integers, 20,000 the float argsort; outliers stretch the former's range."""
+    """1000 points are packed into int32, 20,000 into int64; outliers stretch the range."""
     rng = np.random.default_rng(num)
     x, y = (rng.standard_t(2, size=(num, 1)).astype(np.float32) for _ in range(2))
     value = jax.jit(projected_wasserstein)(jnp.ones((1, 1)), jnp.asarray(x), jnp.asarray(y))

