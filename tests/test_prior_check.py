@@ -75,6 +75,7 @@ def test_other_units_pass_too():
     assert not failed(renamed)
 
 
+@pytest.mark.slow
 def test_what_is_broken_is_named():
     assert "integral" in failed(build(Scaled))
     assert "bounds" in failed(build(Leaking))

@@ -68,6 +68,7 @@ def test_numpy_arrays_of_any_size(prior):
         ArrayPrior(prior.marginal(["redshift"], num_draws=4096)).transform(draws[:, :1])
 
 
+@pytest.mark.slow
 def test_numpyro_nuts(prior, likelihood, truth):
     numpyro = pytest.importorskip("numpyro")
     from popsed_jax.priors.numpyro import PopulationDistribution
@@ -125,6 +126,7 @@ def test_emcee(prior, likelihood, truth):
     check(sampler.get_chain(discard=200, flat=True), truth)
 
 
+@pytest.mark.slow
 def test_dynesty(prior, likelihood, truth):
     pytest.importorskip("dynesty")
     from popsed_jax.priors.dynesty import build_sampler

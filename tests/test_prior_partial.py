@@ -74,6 +74,7 @@ def test_the_errors_are_as_stated(prior):
     assert 2.5 < np.sum(pulls**2) < 32.0
 
 
+@pytest.mark.slow
 def test_a_marginal_keeps_the_draws_and_has_their_density(prior):
     marginal = prior.marginal(["redshift", "log_mass"], num_draws=NUM)
     draws = prior.sample(jax.random.key(7), 1000)

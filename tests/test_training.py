@@ -132,6 +132,7 @@ def test_continuing_half_way_equals_the_uninterrupted_run(ready) -> None:
     assert same(history, [*kept, *later])
 
 
+@pytest.mark.slow  # a program of its own, with gradients
 def test_members_in_blocks_are_the_members_together(ready, monkeypatch) -> None:
     _, problem, galaxies, members, _, settings, schedule = ready
     first = schedule._replace(**{name: column[:1] for name, column in schedule._asdict().items()})
