@@ -174,3 +174,20 @@ def test_errors_name_what_is_wrong(call, message):
             call(x, y)
     finally:
         jaxtyping_config.update("jaxtyping_disable", before)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_large_clouds_by_blocks_of_rows(power, monkeypatch):
+    """What is done in turn where the matrices are large, here by 9, 9 and 7 rows, is what is done at once."""
+    rng = np.random.default_rng(5)
+    x, y = (jnp.asarray(rng.normal(size=(num, DIM)), jnp.float32) for num in (25, 40))
+
+    def evaluate():
+        distance = partial(sinkhorn_divergence, power=power, **SOLVER)
+        value = jax.jit(lambda x: distance(x, y, BLUR))(x)
+        return value, *jax.jit(jax.value_and_grad(lambda x: distance(x, y, BLUR)))(x)
+
+    at_once = evaluate()
+    monkeypatch.setattr("popsed_jax.transport.sinkhorn._MAX_BLOCK", 9 * 40)
+    for block, whole in zip(evaluate(), at_once, strict=True):
+        np.testing.assert_allclose(block, whole, rtol=1e-5, atol=1e-6)
