@@ -67,6 +67,9 @@ def lost(folder: Path, settings: Path, victim: int) -> tuple[float, int, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/distributed.json"))
+    parser.add_argument(
+        "--victims", type=int, nargs="*", default=[1, 0], help="processes to kill, each in a fit of its own"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         base = Path(place)
@@ -81,7 +84,7 @@ def main() -> None:
             rows += [[f"{name} precision: the largest of {len(change)} epochs", float(change.max())]]
             extra[name] = {"by epoch": change.tolist(), "exit codes": codes}
             print(rows[-2:], flush=True)
-        for victim in (1, 0):
+        for victim in args.victims:
             seconds, code, words = lost(base / f"lost{victim}", long, victim)
             rows.append([f"seconds from killing process {victim} to the other's end", seconds])
             extra[f"process {victim} killed"] = {"exit code": code, "said": words}
