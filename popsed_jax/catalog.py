@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -128,6 +129,11 @@ class Catalog:
             upper_limits=self.upper_limits,
             num_not_drawn=self.num_not_drawn,
         )
+
+    def checksum(self) -> str:
+        """By which catalogues of other galaxies, fluxes, errors or redshifts are told apart."""
+        parts = [self.flux, self.flux_error, *([] if self.redshift is None else [self.redshift])]
+        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
 
     def summary(self) -> tuple[str, ...]:
         """What the catalogue holds and what was left out, a line each."""

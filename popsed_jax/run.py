@@ -115,7 +115,8 @@ def _learn(
 ) -> Fitted:
     key = jax.random.key(config.fit.seed)
     key_problem, key_members, key_train = jax.random.split(key, 3)
-    checkpoint = None if folder is None else Checkpoint(folder / "checkpoint", to_mapping(config))
+    data = {"data": {catalog.name: catalog.checksum() for catalog in catalogs}}
+    checkpoint = None if folder is None else Checkpoint(folder / "checkpoint", to_mapping(config) | data)
     if resume and checkpoint is None:
         raise CheckpointError("resuming needs the run directory of the earlier run")
     if resume and checkpoint is not None:

@@ -335,6 +335,8 @@ def test_resuming_names_what_is_wrong(finished, tmp_path) -> None:
     other = dataclasses.replace(config, fit=dataclasses.replace(config.fit, learning_rate=2e-3))
     with pytest.raises(CheckpointError, match="belongs to other settings"):
         pj.fit(catalog, other, out=folder, resume=True, show_progress=False)
+    with pytest.raises(CheckpointError, match=r"data\.sdss_galaxies is \w+ there and \w+ here"):
+        pj.fit(tiny_catalog(config, 401), config, out=folder, resume=True, show_progress=False)
     state = folder / "checkpoint" / "state.safetensors"
     content = state.read_bytes()
     state.write_bytes(content[: len(content) // 2])

@@ -28,7 +28,7 @@ class Checkpoint:
 
     Args:
         folder: holds `members.safetensors` (written once) and `state.safetensors` (replaced after every epoch).
-        settings: of the run; resuming under others is refused.
+        settings: of the run, and what its data are known by; resuming under others is refused.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:

@@ -125,33 +125,21 @@ def simulate(
     Args:
         mesh: the devices over which the draws are spread.
     """
+
+    def piece(key: Array, size: int) -> Simulated:
+        key_flow, key_noise = jax.random.split(key)
+        u = spread(flow.sample(key_flow, size), mesh)
+        theta = problem.parameters.to_theta(u)
+        redshift = theta[:, problem.parameters.index("redshift")]
+        fluxes = joint_flux(problem.forwards, theta)
+        recorded, weights = record(key_noise, problem, redshift, fluxes, calibration, noise_divisor)
+        return Simulated(u, redshift, recorded, weights)
+
     if num <= PIECE:
-        return _simulate_piece(key, problem, flow, calibration, num, noise_divisor, mesh)
-
-    @jax.checkpoint
-    def one(key: Array) -> Simulated:
-        return _simulate_piece(key, problem, flow, calibration, PIECE, noise_divisor, mesh)
-
-    pieces = jax.lax.map(one, jax.random.split(key, -(-num // PIECE)))
+        return piece(key, num)
+    keys = jax.random.split(key, -(-num // PIECE))
+    pieces = jax.lax.map(jax.checkpoint(lambda key: piece(key, PIECE)), keys)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:num], pieces)
-
-
-def _simulate_piece(
-    key: Array,
-    problem: Problem,
-    flow: SplineFlow,
-    calibration: tuple[Calibration, ...],
-    num: int,
-    noise_divisor: Array | float,
-    mesh: Mesh | None,
-) -> Simulated:
-    key_flow, key_noise = jax.random.split(key)
-    u = spread(flow.sample(key_flow, num), mesh)
-    theta = problem.parameters.to_theta(u)
-    redshift = theta[:, problem.parameters.index("redshift")]
-    fluxes = joint_flux(problem.forwards, theta)
-    recorded, weights = record(key_noise, problem, redshift, fluxes, calibration, noise_divisor)
-    return Simulated(u, redshift, recorded, weights)
 
 
 def record(
