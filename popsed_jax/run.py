@@ -23,6 +23,7 @@ from jaxtyping import Array
 from popsed_jax.catalog import Catalog
 from popsed_jax.config import RunConfig
 from popsed_jax.flows.spline import SplineFlow
+from popsed_jax.observe.calibration import Calibration
 from popsed_jax.population import summaries
 from popsed_jax.population.checkpoint import Checkpoint, CheckpointError
 from popsed_jax.population.devices import device_mesh
@@ -31,7 +32,7 @@ from popsed_jax.population.galaxies import TrainingGalaxies
 from popsed_jax.population.model import Population
 from popsed_jax.population.objective import Problem
 from popsed_jax.population.schedules import build_schedule
-from popsed_jax.population.storage import write_atomically
+from popsed_jax.population.storage import save_tree, write_atomically
 from popsed_jax.population.train import EpochInfo, TrainState, init_state
 from popsed_jax.progress import Progress
 from popsed_jax.run_metrics import Fitted, run_metrics
@@ -41,6 +42,7 @@ from popsed_jax.surveys import prepare_problem
 from popsed_jax.tables import write_table
 
 NUM_SAMPLES = 20_000
+CALIBRATION = "calibration.safetensors"
 PACKAGES = ("popsed_jax", "jax", "flax", "optax", "distrax", "ott-jax", "dsps", "numpy", "astropy", "astro-sedpy")
 
 
@@ -55,6 +57,7 @@ class FitResult:
         metrics: everything measured (the content of metrics.json).
         history: one record an epoch.
         tables: samples and photometry by file name, as written into the run directory.
+        calibration: of each survey, learned with each member of the population.
     """
 
     population: Population
@@ -63,6 +66,7 @@ class FitResult:
     metrics: dict[str, Any]
     history: list[EpochInfo]
     tables: dict[str, Table]
+    calibration: tuple[Calibration, ...]
 
 
 def fit(
@@ -226,7 +230,8 @@ def _summarise(catalogs: tuple[Catalog, ...], config: RunConfig, fitted: Fitted,
         name = "photometry" if number == 0 else f"photometry_{catalog.name}"
         tables[name] = photometry_table(catalog, survey, space, kept[number], number)
     tables["history"] = history_table(fitted.history, fitted.schedule, len(controlled))
-    return FitResult(population, converged, reason, metrics, fitted.history, tables)
+    kept_calibration = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[ensemble]), calibration)
+    return FitResult(population, converged, reason, metrics, fitted.history, tables, kept_calibration)
 
 
 @jax.jit
@@ -244,6 +249,7 @@ def write_run(folder: Path, result: FitResult, config: RunConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "config.toml", dump_toml(to_mapping(config)).encode())
     result.population.save(folder / "population")
+    save_tree(folder / CALIBRATION, result.calibration)
     for name, table in result.tables.items():
         write_table(table, folder / f"{name}.parquet")
     write_atomically(folder / "metrics.json", (json.dumps(result.metrics, indent=2) + "\n").encode())

@@ -93,15 +93,40 @@ class NoiseModel:
         interp = jnp.vectorize(jnp.interp, signature="(),(k),(k)->()")
         return 10.0 ** (interp(x, self.knots, self.log_sigma) + depth * interp(x, self.knots, self.scatter))
 
+    def conditions(
+        self, flux: Float[Array, "*batch band"], error: Float[Array, "*batch band"]
+    ) -> tuple[Float[Array, "*batch band"], Float[Array, "*batch band"]]:
+        """Depth of the exposure that quotes this error for this observed flux, and what that leaves of log10 of the error [dex].
+
+        With both, `sigma(flux, depth) * 10**excess` is the error at any other flux.
+        """
+        x = jnp.arcsinh(0.5 * flux / self.softening)
+        interp = jnp.vectorize(jnp.interp, signature="(),(k),(k)->()")
+        scatter = interp(x, self.knots, self.scatter)
+        residual = jnp.log10(error) - interp(x, self.knots, self.log_sigma)
+        depth = jnp.clip(residual / jnp.maximum(scatter, 1e-6), -_MAX_DEPTH, _MAX_DEPTH)
+        return depth, residual - depth * scatter
+
     def width(
-        self, flux: Float[Array, "*batch band"], depth: Float[Array, "*batch band"]
+        self,
+        flux: Float[Array, "*batch band"],
+        depth: Float[Array, "*batch band"],
+        excess: Float[Array, "*batch band"] | float = 0.0,
     ) -> Float[Array, "*batch band"]:
-        """Standard deviation of the noise [maggies]: the quoted error, and what the survey does not quote."""
-        return jnp.hypot(self.sigma(flux, depth), self.floor * flux)
+        """Standard deviation of the noise [maggies]: the quoted error, and what the survey does not quote.
+
+        Args:
+            excess: of log10 of the quoted error over this depth's [dex].
+        """
+        return jnp.hypot(self.sigma(flux, depth) * 10.0**excess, self.floor * flux)
 
     @jax.jit
     def observe(
-        self, key: Array, flux: Float[Array, "num band"], noise_divisor: Float[Array, ""] | float = 1.0
+        self,
+        key: Array,
+        flux: Float[Array, "num band"],
+        noise_divisor: Float[Array, ""] | float = 1.0,
+        excess: Float[Array, "num band"] | float = 0.0,
     ) -> tuple[Float[Array, "num band"], Float[Array, "num band"]]:
         """Noisy fluxes, each under the conditions of some real galaxy, and the errors that the survey would quote [maggies].
 
@@ -110,12 +135,13 @@ class NoiseModel:
 
         Args:
             noise_divisor: the injected noise is divided by this (noise anti-annealing); the quoted error is not.
+            excess: of log10 of the error over that of the real galaxy's conditions [dex].
         """
         key_depth, key_noise = jax.random.split(key)
         depth = self.depths[jax.random.randint(key_depth, flux.shape[:1], 0, self.depths.shape[0])]
-        noise = self._deviates(key_noise, flux.shape) * self.width(flux, depth)
+        noise = self._deviates(key_noise, flux.shape) * self.width(flux, depth, excess)
         observed = flux + noise / noise_divisor
-        error = self.sigma(observed, depth)
+        error = self.sigma(observed, depth) * 10.0**excess
         return self.quoted(observed, error), error
 
     def quoted(

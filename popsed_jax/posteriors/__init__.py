@@ -1,0 +1,1 @@
+"""Posteriors of single galaxies: exact (HMC) and amortised, under a learned population or any other prior."""

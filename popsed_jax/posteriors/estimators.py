@@ -1,0 +1,208 @@
+"""Posteriors as columns: what `popsed_jax.posterior_run` writes for every galaxy of a catalogue."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, get_args
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from popsed_jax.flags import Flag
+from popsed_jax.population.model import Population
+from popsed_jax.posteriors.estimator import Columns, Rows
+from popsed_jax.posteriors.hmc import HMCConfig, sample_hmc
+from popsed_jax.posteriors.novelty import FLAGGED
+from popsed_jax.posteriors.npe import NPE
+from popsed_jax.posteriors.photoz import COLUMNS, density_on_grid, summarise_pz
+from popsed_jax.posteriors.reweight import Weighted, log_flat, log_prob_of, member_log_probs, reweight
+from popsed_jax.posteriors.survey import LearnedSurvey, Photometry
+
+PriorName = Literal["learned", "flat", "proposal"]
+NUM_GRID = 200
+_LEVELS = np.array([0.16, 0.5, 0.84])
+
+
+def photometry_of(rows: Rows) -> Photometry:
+    """A catalogue's galaxies, with finite numbers where a band is missing."""
+    there = np.isfinite(rows.flux) & np.isfinite(rows.error)
+    flux, error = np.where(there, rows.flux, 0.0), np.where(there, rows.error, 1.0)
+    return Photometry(flux.astype(np.float32), error.astype(np.float32), there)
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Which columns a posterior becomes.
+
+    Args:
+        population: whose parameters they are.
+        num_samples: unweighted samples of each galaxy to keep, as vectors.
+        num_grid: points of p(redshift) to keep, evenly spaced between the bounds; 0: its summaries alone.
+    """
+
+    population: Population
+    num_samples: int = 0
+    num_grid: int = 0
+
+    @property
+    def grid(self) -> Float[np.ndarray, " grid"]:
+        """Redshifts of p(redshift)."""
+        bounds = self.population.space["redshift"]
+        num = self.num_grid or NUM_GRID
+        return np.linspace(bounds.low, bounds.high, num)
+
+    def describe(self) -> dict[str, tuple[str, str]]:
+        """Unit and description of every column, in order."""
+        columns: dict[str, tuple[str, str]] = {}
+        for p in self.population.space.parameters:
+            columns[p.name] = (p.unit, f"{p.description}: median")
+            columns[f"{p.name}_low"] = (p.unit, f"{p.name}: 16 % quantile")
+            columns[f"{p.name}_high"] = (p.unit, f"{p.name}: 84 % quantile")
+        columns |= {name: ("", text) for name, text in COLUMNS.items()}
+        if self.num_grid:
+            low, high = self.grid[[0, -1]]
+            columns["pz"] = ("", f"p(redshift) at {self.num_grid} redshifts evenly spaced from {low:g} to {high:g}")
+        if self.num_samples:
+            for p in self.population.space.parameters:
+                columns[f"{p.name}_samples"] = (p.unit, f"{p.name}: samples of the posterior")
+        return columns
+
+    def columns(self, posterior: Weighted, density: Float[np.ndarray, "galaxy grid"], seed: int) -> Columns:
+        """The columns of some galaxies."""
+        quantiles = posterior.quantiles(_LEVELS)
+        found: Columns = {}
+        for i, name in enumerate(self.population.names):
+            for column, level in ((f"{name}_low", 0), (name, 1), (f"{name}_high", 2)):
+                found[column] = quantiles[:, level, i]
+        found |= {name: np.asarray(values, float) for name, values in summarise_pz(self.grid, density).items()}
+        if self.num_grid:
+            found["pz"] = density.astype(np.float32)
+        if self.num_samples:
+            drawn = posterior.resample(np.random.default_rng(seed), self.num_samples).astype(np.float32)
+            found |= {f"{name}_samples": drawn[:, :, i] for i, name in enumerate(self.population.names)}
+        return found
+
+    def blank(self) -> Columns:
+        """The columns of no galaxy."""
+        found = {name: np.empty(0) for name in self.describe()}
+        if self.num_grid:
+            found["pz"] = np.empty((0, self.num_grid), np.float32)
+        if self.num_samples:
+            drawn = np.empty((0, self.num_samples), np.float32)
+            found |= {f"{name}_samples": drawn for name in self.population.names}
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class NPEEstimator:
+    """Posteriors by a trained network, under the learned population, the analytic prior, or as trained.
+
+    Args:
+        bands: of the network.
+        npe: the network.
+        population: the learned one.
+        prior: "learned": the average over the population's members; "flat": the analytic prior; "proposal": as trained.
+        num_draws: samples behind the summaries.
+    """
+
+    bands: tuple[str, ...]
+    npe: NPE
+    population: Population
+    prior: PriorName
+    summary: Summary
+    num_draws: int = 500
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown prior."""
+        if self.prior not in get_args(PriorName):
+            raise ValueError(f"prior must be one of {', '.join(get_args(PriorName))}, got {self.prior!r}")
+
+    def describe(self) -> dict[str, tuple[str, str]]:
+        """Unit and description of every column, in order."""
+        own = {
+            "ess": ("", f"effective sample size of {self.num_draws} weighted samples"),
+            "novelty": (
+                "",
+                "distance to the nearest simulated galaxies in magnitudes and colours, over that of a simulated one",
+            ),
+            "novelty_p": ("", "share of the simulated galaxies that are as unlike the others"),
+        }
+        return self.summary.describe() | own
+
+    def __call__(self, seed: int, rows: Rows) -> Columns:
+        """Columns and flags of some galaxies."""
+        if not len(rows.row):
+            return self.summary.blank() | {name: np.empty(0) for name in ("ess", "novelty", "novelty_p")}
+        photometry = photometry_of(rows)
+        posterior = self.posterior(seed, photometry)
+        if self.prior == "proposal":
+            density = self.npe.redshift_density(photometry, self.summary.grid)
+        else:
+            at = self.population.space.index("redshift")
+            density = density_on_grid(posterior.theta[:, :, at], self.summary.grid, posterior.weights)
+        novelty, share = (np.asarray(part, float) for part in self.npe.unlikeness(photometry))
+        flags = np.where(share < FLAGGED, Flag.OUT_OF_DISTRIBUTION.value, 0)
+        flags |= np.where(posterior.low, Flag.LOW_ESS.value, 0)
+        own = {"ess": posterior.ess, "novelty": novelty, "novelty_p": share, "flags": flags}
+        return self.summary.columns(posterior, density, seed) | own
+
+    def posterior(self, seed: int, photometry: Photometry) -> Weighted:
+        """Weighted samples of each galaxy."""
+        theta, _ = self.npe.sample(jax.random.key(seed), photometry, self.num_draws)
+        theta = np.asarray(theta)
+        if self.prior == "proposal":
+            return reweight(theta, np.zeros(theta.shape[:2]), np.zeros(theta.shape[:2]))
+        log_from = log_prob_of(self.npe.proposal, theta)
+        if self.prior == "flat":
+            return reweight(theta, log_from, log_flat(self.population, theta))
+        log_to = member_log_probs(self.population, theta)
+        return reweight(theta, log_from, log_to, np.asarray(self.population.weights))
+
+
+@dataclasses.dataclass(frozen=True)
+class HMCEstimator:
+    """Posteriors by Hamiltonian Monte Carlo.
+
+    Args:
+        bands: of the survey.
+        survey: the learned population, and how galaxies are recorded.
+        network: in whose coordinates chains run; None: in the population's.
+        prior: "learned", or "flat": the analytic prior.
+    """
+
+    bands: tuple[str, ...]
+    survey: LearnedSurvey
+    network: NPE | None
+    prior: PriorName
+    summary: Summary
+    config: HMCConfig = dataclasses.field(default_factory=HMCConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown prior."""
+        if self.prior not in ("learned", "flat"):
+            raise ValueError(f"prior must be 'learned' or 'flat' with HMC, got {self.prior!r}")
+
+    def describe(self) -> dict[str, tuple[str, str]]:
+        """Unit and description of every column, in order."""
+        own = {
+            "ess": ("", "smallest effective sample size of any parameter"),
+            "r_hat": ("", "largest split R-hat of any parameter"),
+            "divergent": ("", "share of divergent transitions"),
+        }
+        return self.summary.describe() | own
+
+    def __call__(self, seed: int, rows: Rows) -> Columns:
+        """Columns and flags of some galaxies."""
+        if not len(rows.row):
+            return self.summary.blank() | {name: np.empty(0) for name in ("ess", "r_hat", "divergent")}
+        learned = self.prior == "learned"
+        found = sample_hmc(
+            jax.random.key(seed), self.survey, photometry_of(rows), self.config, network=self.network, learned=learned
+        )
+        posterior = Weighted(np.asarray(found.theta), np.asarray(found.weights), found.ess)
+        at = self.survey.space.index("redshift")
+        density = density_on_grid(posterior.theta[:, :, at], self.summary.grid, posterior.weights)
+        flags: Int[np.ndarray, " galaxy"] = np.where(found.converged, 0, Flag.NOT_CONVERGED.value)
+        own = {"ess": found.ess, "r_hat": found.r_hat, "divergent": found.divergent, "flags": flags}
+        return self.summary.columns(posterior, density, seed) | own

@@ -1,0 +1,262 @@
+"""Amortised posteriors: one network for all galaxies of a survey, whatever bands they lack. (Neural posterior estimation.)
+
+The network is trained on galaxies of a broad proposal (`popsed_jax.posteriors.simulate`), so that its samples can be taken to
+the learned population, to the analytic prior or to any other by weights, without training again.
+(Papamakarios & Murray 2016, arXiv:1605.06376; Greenberg+19, arXiv:1905.07488)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from popsed_jax.flows.conditional import ConditionalConfig, ConditionalFlow, init_conditional
+from popsed_jax.parameters import ParameterSpace
+from popsed_jax.population.model import Population
+from popsed_jax.posteriors.features import Features, build_features
+from popsed_jax.posteriors.frame import from_frame, to_frame
+from popsed_jax.posteriors.novelty import Novelty, build_novelty
+from popsed_jax.posteriors.simulate import SimulationConfig, Simulator, build_simulator, simulate_many
+from popsed_jax.posteriors.survey import LearnedSurvey, Photometry
+
+_NUM_SCALE = 16384  # simulated galaxies by which features and u are scaled
+_GALAXIES = 64  # sampled at once
+
+
+@dataclasses.dataclass(frozen=True)
+class NPEConfig:
+    """Size and training of the network.
+
+    Args:
+        num_steps: of training.
+        batch_size: fresh galaxies of each step.
+        learning_rate: peak of the one-cycle schedule.
+        steps_per_chunk: between two reports.
+        seed: of everything random.
+    """
+
+    num_steps: int = 8000
+    batch_size: int = 1024
+    learning_rate: float = 1e-3
+    steps_per_chunk: int = 200
+    seed: int = 0
+    network: ConditionalConfig = dataclasses.field(default_factory=ConditionalConfig)
+    simulation: SimulationConfig = dataclasses.field(default_factory=SimulationConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        for name in ("num_steps", "batch_size", "steps_per_chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training: {name} = {getattr(self, name)} must be at least 1")
+        if not self.learning_rate > 0.0:
+            raise ValueError(f"training: learning_rate = {self.learning_rate} must be positive")
+
+
+@flax.struct.dataclass
+class NPE:
+    """A trained network. Immutable pytree.
+
+    Attributes:
+        survey: whose galaxies these are.
+        flow: q(v | features), see `popsed_jax.posteriors.frame`.
+        features: photometry to features.
+        novelty: how unlike the training's galaxies a galaxy is.
+        proposal: the prior that the network was trained under.
+    """
+
+    survey: LearnedSurvey
+    flow: ConditionalFlow
+    features: Features
+    novelty: Novelty
+    proposal: Population
+
+    @property
+    def space(self) -> ParameterSpace:
+        """The galaxies' parameters."""
+        return self.proposal.space
+
+    def sample(
+        self, key: Array, photometry: Photometry, num: int
+    ) -> tuple[Float[np.ndarray, "galaxy sample dim"], Float[np.ndarray, "galaxy sample"]]:
+        """Samples of each galaxy's theta under the proposal, and log of q(theta | photometry)."""
+        return _in_pieces(lambda i, piece: _sample(jax.random.fold_in(key, i), self, piece, num), photometry, _GALAXIES)
+
+    def log_prob(
+        self, theta: Float[np.ndarray, "galaxy sample dim"], photometry: Photometry
+    ) -> Float[np.ndarray, "galaxy sample"]:
+        """log q(theta | photometry) under the proposal."""
+        return _in_pieces(lambda _, piece: _log_prob(self, *piece), (theta, photometry), _GALAXIES)
+
+    def redshift_density(
+        self, photometry: Photometry, grid: Float[np.ndarray, " grid"]
+    ) -> Float[np.ndarray, "galaxy grid"]:
+        """p(redshift | photometry) under the proposal on a grid within the bounds, exact."""
+        at = jnp.asarray(grid)
+        return _in_pieces(lambda _, piece: _redshift_density(self, piece, at), photometry, 16 * _GALAXIES)
+
+    def embed(self, photometry: Photometry) -> Float[np.ndarray, "galaxy embedding"]:
+        """What the flow's densities depend on."""
+        return _in_pieces(lambda _, piece: _embed(self, piece), photometry, 16 * _GALAXIES)
+
+    def unlikeness(self, photometry: Photometry) -> tuple[Float[np.ndarray, " galaxy"], Float[np.ndarray, " galaxy"]]:
+        """How unlike the training's galaxies each is, and the share of those that are as unlike. See `Novelty`."""
+        return _in_pieces(lambda _, piece: _unlikeness(self, piece), photometry, 16 * _GALAXIES)
+
+
+class TrainState(NamedTuple):
+    """What training moves.
+
+    Attributes:
+        weights: of the networks.
+        average: their running average, which is kept in the end: a single step carries the noise of its batch.
+        opt_state: Adam's moments.
+        step: how many steps were made.
+    """
+
+    weights: Any
+    average: Any
+    opt_state: Any
+    step: Array
+
+
+def start_npe(key: Array, survey: LearnedSurvey, config: NPEConfig) -> tuple[Simulator, NPE, TrainState]:
+    """The proposal, the untrained network and its state."""
+    keys = jax.random.split(key, 4)
+    simulator = build_simulator(keys[0], survey, config.simulation, config.batch_size)
+    plain = simulator.replace(config=dataclasses.replace(config.simulation, missing=0.0, noisy=0.0))
+    u, flux, seen = simulate_many(keys[1], plain, _NUM_SCALE)
+    v = jax.jit(to_frame)(survey, u, seen, flux)[0]
+    features = build_features(seen, survey.forward.noise)
+    flow = init_conditional(
+        keys[2],
+        features.num,
+        survey.space.index("redshift"),
+        config.network,
+        jnp.median(v, axis=0),
+        0.5 * jnp.subtract(*jnp.percentile(v, jnp.array([84.0, 16.0]), axis=0)),
+    )
+    npe = NPE(survey, flow, features, build_novelty(features, seen), simulator.proposal)
+    # A copy, because the chunk reuses its argument's memory: no array twice, none shared with the network.
+    weights, average = jax.tree.map(jnp.copy, flow.weights), jax.tree.map(jnp.copy, flow.weights)
+    state = TrainState(weights, average, _optimiser(config).init(weights), jnp.zeros((), jnp.int32))
+    return simulator, npe, state
+
+
+@partial(jax.jit, static_argnames="config", donate_argnames="state")
+def train_chunk(
+    key: Array, simulator: Simulator, npe: NPE, state: TrainState, config: NPEConfig
+) -> tuple[TrainState, Float[Array, ""]]:
+    """`steps_per_chunk` steps on fresh galaxies, and the mean loss: minus log q of the truth [nat].
+
+    Args:
+        key: the same for all chunks; each step has its own by its number.
+    """
+    optimiser = _optimiser(config)
+
+    def step(state: TrainState, _: None) -> tuple[TrainState, Array]:
+        u, flux, seen = simulator.simulate(jax.random.fold_in(key, state.step))
+        features, v = npe.features(seen), to_frame(npe.survey, u, seen, flux)[0]
+
+        def loss(weights: Any) -> Array:
+            return -jnp.mean(npe.flow.replace(weights=weights).log_prob(v[:, None], features))
+
+        value, grads = jax.value_and_grad(loss)(state.weights)
+        updates, opt_state = optimiser.update(grads, state.opt_state, state.weights)
+        weights = optax.apply_updates(state.weights, updates)
+        # A running mean at first, then over the last few hundred steps.
+        pace = jnp.maximum(1.0 / (state.step + 1.0), 1.0 / 200.0)
+        average = jax.tree.map(lambda old, new: old + pace * (new - old), state.average, weights)
+        return TrainState(weights, average, opt_state, state.step + 1), value
+
+    state, losses = jax.lax.scan(step, state, length=config.steps_per_chunk)
+    return state, jnp.mean(losses)
+
+
+def train_npe(
+    key: Array,
+    survey: LearnedSurvey,
+    config: NPEConfig = NPEConfig(),
+    callback: Callable[[int, float], None] | None = None,
+) -> NPE:
+    """Train a network for a survey's galaxies.
+
+    Args:
+        callback: is told the steps made and the loss after each chunk; may raise KeyboardInterrupt to stop.
+    """
+    key_start, key_train = jax.random.split(key)
+    simulator, npe, state = start_npe(key_start, survey, config)
+    for _ in range(-(-config.num_steps // config.steps_per_chunk)):
+        state, loss = train_chunk(key_train, simulator, npe, state, config)
+        if callback is not None:
+            callback(int(state.step), float(loss))
+    return finish_npe(npe, state)
+
+
+def finish_npe(npe: NPE, state: TrainState) -> NPE:
+    """The network with its averaged weights."""
+    return npe.replace(flow=npe.flow.replace(weights=state.average))
+
+
+def _optimiser(config: NPEConfig) -> optax.GradientTransformation:
+    rate = optax.cosine_onecycle_schedule(config.num_steps, config.learning_rate, pct_start=0.1)
+    return optax.chain(optax.clip_by_global_norm(5.0), optax.adam(rate))
+
+
+@partial(jax.jit, static_argnames="num")
+def _sample(key: Array, npe: NPE, photometry: Photometry, num: int) -> tuple[Array, Array]:
+    v, log_prob = npe.flow.sample_and_log_prob(key, npe.features(photometry), num)
+    framed = from_frame(npe.survey, v.reshape(-1, v.shape[-1]), _repeated(photometry, num))
+    return framed.theta.reshape(v.shape), log_prob - framed.log_det.reshape(log_prob.shape)
+
+
+@jax.jit
+def _log_prob(npe: NPE, theta: Array, photometry: Photometry) -> Array:
+    flat, every = theta.reshape(-1, theta.shape[-1]), _repeated(photometry, theta.shape[1])
+    v, log_det = to_frame(npe.survey, npe.space.to_u(flat), every, npe.survey.forward.flux(flat))
+    return npe.flow.log_prob(v.reshape(theta.shape), npe.features(photometry)) - log_det.reshape(theta.shape[:2])
+
+
+def _repeated(photometry: Photometry, num: int) -> Photometry:
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf, num, axis=0), photometry)
+
+
+@jax.jit
+def _redshift_density(npe: NPE, photometry: Photometry, grid: Array) -> Array:
+    redshift = npe.space["redshift"]
+    alone = ParameterSpace((redshift,))
+    u = alone.to_u(grid[:, None])
+    slope = alone.log_det(u)
+    every = jnp.broadcast_to(u[:, 0], (len(photometry.flux), len(grid)))
+    return jnp.exp(npe.flow.log_prob_first(every, npe.features(photometry)) - slope)
+
+
+@jax.jit
+def _embed(npe: NPE, photometry: Photometry) -> Array:
+    return npe.flow.embed(npe.features(photometry))
+
+
+@jax.jit
+def _unlikeness(npe: NPE, photometry: Photometry) -> tuple[Array, Array]:
+    return npe.novelty(npe.features.colors(photometry))
+
+
+def _in_pieces(function: Callable[[int, Any], Any], arrays: Any, size: int) -> Any:
+    """A function of the piece's number and of so many galaxies, for any number of them: one shape, one program."""
+    arrays = jax.tree.map(np.asarray, arrays)
+    num = len(jax.tree.leaves(arrays)[0])
+    parts = []
+    for number, start in enumerate(range(0, num, size)):
+        rows = np.minimum(np.arange(start, start + size), num - 1)
+        parts.append(
+            jax.tree.map(np.asarray, function(number, jax.tree.map(lambda leaf, rows=rows: leaf[rows], arrays)))
+        )
+    return jax.tree.map(lambda *pieces: np.concatenate(pieces)[:num], *parts)

@@ -1,0 +1,147 @@
+"""From the prior that posteriors were drawn under to another one, without drawing or training again.
+
+Samples of p(theta | data) under a proposal become samples under another prior with weights prior / proposal, because the
+likelihood is the same (importance sampling: Robert & Casella 2004, sec. 3.3). The effective sample size says what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from popsed_jax.population.batching import map_batches
+from popsed_jax.population.model import Population
+
+# Below this effective sample size a weighted posterior is a handful of samples.
+LOW_ESS = 30.0
+LogProb = Callable[[Float[Array, "num dim"]], Float[Array, " num"]]
+
+
+class Weighted(NamedTuple):
+    """Samples with weights.
+
+    Attributes:
+        theta: samples.
+        weights: each galaxy's sum to one.
+        ess: effective sample size (Kish 1965), of each galaxy.
+    """
+
+    theta: Float[np.ndarray, "galaxy sample dim"]
+    weights: Float[np.ndarray, "galaxy sample"]
+    ess: Float[np.ndarray, " galaxy"]
+
+    @property
+    def low(self) -> np.ndarray:
+        """Galaxies of which next to no samples are left."""
+        return self.ess < min(LOW_ESS, 0.5 * self.weights.shape[1])
+
+    def mean(self) -> Float[np.ndarray, "galaxy dim"]:
+        """Posterior means."""
+        return np.einsum("gs,gsd->gd", self.weights, self.theta)
+
+    def quantiles(self, levels: Float[np.ndarray, " level"]) -> Float[np.ndarray, "galaxy level dim"]:
+        """Quantiles of each parameter: where the weights of the samples below, half of its own counted, reach the level."""
+        order = np.argsort(self.theta, axis=1)
+        values = np.take_along_axis(self.theta, order, axis=1)
+        sorted_weights = np.take_along_axis(np.broadcast_to(self.weights[..., None], values.shape), order, axis=1)
+        below = np.cumsum(sorted_weights, axis=1) - 0.5 * sorted_weights
+        found = np.empty((len(values), len(levels), values.shape[2]))
+        for galaxy, dim in np.ndindex(len(values), values.shape[2]):
+            found[galaxy, :, dim] = np.interp(levels, below[galaxy, :, dim], values[galaxy, :, dim])
+        return found
+
+    def resample(self, rng: np.random.Generator, num: int) -> Float[np.ndarray, "galaxy draw dim"]:
+        """Samples without weights, drawn with replacement: systematically, which adds the least scatter."""
+        start = rng.random((len(self.theta), 1))
+        at = (start + np.arange(num)) / num
+        cumulative = np.cumsum(self.weights, axis=1)
+        rows = [np.searchsorted(row, place * row[-1]) for row, place in zip(cumulative, at, strict=True)]
+        index = np.minimum(np.stack(rows), self.theta.shape[1] - 1)
+        return np.take_along_axis(self.theta, index[..., None], axis=1)
+
+
+def reweight(
+    theta: Float[np.ndarray, "galaxy sample dim"],
+    log_from: Float[np.ndarray, "galaxy sample"],
+    log_to: Float[np.ndarray, "*member galaxy sample"],
+    shares: Float[np.ndarray, " member"] | None = None,
+) -> Weighted:
+    """Weights that take samples from one prior to another, or to the average of the posteriors under several.
+
+    Args:
+        theta: samples of posteriors.
+        log_from: log of the prior that they were drawn under, up to a constant.
+        log_to: log of the wanted prior; with a leading axis, of several.
+        shares: of these several in the average; each counts by it alone, and not by how well it suits the galaxy, because
+            they were learned from galaxies among which this one was.
+
+    Returns:
+        Weights; all alike where the wanted prior excludes every sample, with an effective sample size of zero.
+    """
+    each = np.asarray(log_to, float)
+    each = each[None] if each.ndim == 2 else each
+    part = np.ones(len(each)) / len(each) if shares is None else np.asarray(shares, float) / np.sum(shares)
+    weights = np.zeros(theta.shape[:2])
+    for target, share in zip(each, part, strict=True):
+        weights += share * _normalised(target - np.asarray(log_from, float))
+    total = weights.sum(axis=1, keepdims=True)
+    lost = total[:, 0] <= 0.0
+    weights = np.where(lost[:, None], 1.0 / theta.shape[1], weights / np.where(lost[:, None], 1.0, total))
+    ess = np.where(lost, 0.0, 1.0 / np.sum(weights**2, axis=1))
+    return Weighted(theta, weights, ess)
+
+
+def _normalised(log_weights: np.ndarray) -> np.ndarray:
+    """Weights of each galaxy that sum to one; none where all are excluded."""
+    log_weights = np.where(np.isfinite(log_weights), log_weights, -np.inf)
+    top = log_weights.max(axis=1, keepdims=True)
+    weights = np.exp(log_weights - np.where(np.isfinite(top), top, 0.0))
+    total = weights.sum(axis=1, keepdims=True)
+    return weights / np.where(total > 0.0, total, 1.0)
+
+
+def member_log_probs(
+    population: Population, theta: Float[np.ndarray, "galaxy sample dim"]
+) -> Float[np.ndarray, "member galaxy sample"]:
+    """Log density of each member of a population at samples."""
+    flat = map_batches(_member_log_probs, population, theta.reshape(-1, theta.shape[-1]))
+    return np.moveaxis(flat.reshape(*theta.shape[:2], -1), -1, 0)
+
+
+def _member_log_probs(population: Population, theta: Float[Array, "num dim"]) -> Float[Array, "num member"]:
+    u = population.space.to_u(theta)
+    log_det = population.space.log_det(u)
+    return jnp.stack([flow.log_prob(u) - log_det for flow in map(population.member, range(population.num_members))], -1)
+
+
+def log_prob_of(prior: object, theta: Float[np.ndarray, "galaxy sample dim"]) -> Float[np.ndarray, "galaxy sample"]:
+    """Log density of any prior with a `log_prob`, at samples.
+
+    Raises:
+        TypeError: it has none.
+    """
+    if not hasattr(prior, "log_prob"):
+        raise TypeError(f"a prior needs a method log_prob(theta); {type(prior).__name__} has none")
+    flat = theta.reshape(-1, theta.shape[-1])
+    pieces = [
+        np.asarray(prior.log_prob(jnp.asarray(piece))) for piece in np.array_split(flat, max(1, len(flat) // 65536))
+    ]
+    return np.concatenate(pieces).reshape(theta.shape[:2])
+
+
+def log_flat(
+    population: Population, theta: Float[np.ndarray, "galaxy sample dim"]
+) -> Float[np.ndarray, "galaxy sample"]:
+    """Log density of the analytic prior: flat between the bounds, a flat Dirichlet over the history's weights."""
+    flat = map_batches(_log_flat, population, theta.reshape(-1, theta.shape[-1]))
+    return flat.reshape(theta.shape[:2])
+
+
+def _log_flat(population: Population, theta: Array) -> Array:
+    u = population.space.to_u(theta)
+    return jax.scipy.stats.norm.logpdf(u).sum(axis=-1) - population.space.log_det(u)

@@ -1,0 +1,113 @@
+"""Train the network of a run's galaxies, with progress, checkpoints and files."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from popsed_jax.learned import load_survey
+from popsed_jax.population.checkpoint import checked_metadata, read_or_explain, settings_text
+from popsed_jax.population.storage import StorageError, load_tree, save_tree
+from popsed_jax.posteriors.npe import NPE, NPEConfig, TrainState, finish_npe, start_npe, train_chunk
+from popsed_jax.posteriors.storage import load_npe, save_npe
+from popsed_jax.posteriors.survey import LearnedSurvey
+from popsed_jax.progress import Progress
+from popsed_jax.run import versions
+from popsed_jax.settings import to_mapping
+
+NPE_FOLDER = "npe"
+_STATE = "state.safetensors"
+
+
+def train_run(
+    run: Path | str, config: NPEConfig | None = None, *, resume: bool = False, show_progress: bool = True
+) -> tuple[NPE, bool]:
+    """Train a network for a run's survey and write it into the run's folder `npe`.
+
+    Args:
+        run: run directory.
+        config: size and training of the network.
+        resume: continue from the folder's checkpoint.
+
+    Returns:
+        The network, and whether its training ended; not where Ctrl-C stopped it, which keeps what was learned.
+
+    Raises:
+        StorageError: no learned population there.
+        CheckpointError: `resume` without a checkpoint, with a damaged one, or with other settings.
+    """
+    run, config = Path(run), config or NPEConfig()
+    survey, bands = load_survey(run)
+    folder = run / NPE_FOLDER
+    with Progress(show_progress, log=folder / "log.txt") as progress:
+        identity = {"training": to_mapping(config), "population": dict(survey.population.meta)}
+        npe, losses, seconds = _learn(
+            survey, config, folder / "checkpoint" / _STATE, settings_text(identity), resume, progress
+        )
+        num_chunks = -(-config.num_steps // config.steps_per_chunk)
+        meta = {
+            "finished": len(losses) == num_chunks,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "training": {**to_mapping(config), "chunks_done": len(losses), "seconds": seconds},
+            "loss_history": [float(loss) for loss in losses],
+            "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
+            "versions": versions(),
+        }
+        save_npe(folder, npe, bands, meta)
+        progress.say(f"Trained in {seconds:.0f} s: {folder}")
+    return npe, len(losses) == num_chunks
+
+
+def load_network(run: Path | str, survey: LearnedSurvey) -> NPE | None:
+    """The network of a run; None: it has none yet.
+
+    Raises:
+        StorageError: a damaged, changed or newer file.
+    """
+    folder = Path(run) / NPE_FOLDER
+    if not (folder / "npe.json").is_file():
+        return None
+    npe, _, meta = load_npe(folder, survey)
+    if not meta.get("finished", False):
+        raise StorageError(f"{folder}: the training was stopped; finish it with popsed-jax train-npe RUN --resume")
+    return npe
+
+
+def _learn(
+    survey: LearnedSurvey, config: NPEConfig, path: Path, settings: str, resume: bool, progress: Progress
+) -> tuple[NPE, np.ndarray, float]:
+    """All chunks that are left, or as many as there were before an interrupt."""
+    key_start, key_train = jax.random.split(jax.random.key(config.seed))
+    progress.say("Preparing the proposal: learned and flat galaxies as the survey keeps them")
+    simulator, npe, state = start_npe(key_start, survey, config)
+    num_chunks = -(-config.num_steps // config.steps_per_chunk)
+    losses, seconds = np.zeros(0), 0.0
+    if resume:
+        state, losses, seconds = _load(path, settings, state)
+        progress.say(f"Resuming after chunk {len(losses)} of {num_chunks}")
+    progress.start("training", num_chunks, done=len(losses))
+    try:
+        for chunk in range(len(losses), num_chunks):
+            started = time.perf_counter()
+            state, loss = train_chunk(key_train, simulator, npe, state, config)
+            if not np.isfinite(loss):
+                raise ValueError(f"the training broke down in chunk {chunk + 1} (not a number): lower learning_rate")
+            losses, seconds = np.append(losses, float(loss)), seconds + time.perf_counter() - started
+            metadata = {"settings": settings, "chunks": str(len(losses))}
+            save_tree(path, (state, losses, np.array(seconds)), metadata)
+            progress.advance(chunk + 1, f"loss {losses[-1]:.3f}")
+    except KeyboardInterrupt:
+        progress.say(f"Interrupted: keeping what was learned in {len(losses)} of {num_chunks} chunks")
+    return finish_npe(npe, state), losses, seconds
+
+
+def _load(path: Path, settings: str, like: TrainState) -> tuple[TrainState, np.ndarray, float]:
+    """State, losses and seconds of a checkpoint. Raises CheckpointError."""
+    num = int(checked_metadata(path, settings)["chunks"])
+    state, losses, seconds = read_or_explain(load_tree, path, (like, jnp.zeros(num), jnp.zeros(())))
+    return state, np.asarray(losses), float(seconds)
