@@ -261,6 +261,8 @@ def _chain(
         config.num_warmup,
         step_size=0.5,
         inverse_mass_matrix=metric,
+        # In a network's coordinates the posterior is round already; a matrix from a short warm-up would be worse.
+        adapt_mass_matrix=target.network is None,
         dense_mass=True,
         target_accept_prob=config.target_accept,
         max_tree_depth=config.max_tree_depth,

@@ -88,7 +88,9 @@ def reweight(
     part = np.ones(len(each)) / len(each) if shares is None else np.asarray(shares, float) / np.sum(shares)
     weights = np.zeros(theta.shape[:2])
     for target, share in zip(each, part, strict=True):
-        weights += share * _normalised(target - np.asarray(log_from, float))
+        # A sample that the wanted prior excludes has no weight, whatever it was drawn under.
+        log_weights = np.subtract(target, log_from, where=np.isfinite(target), out=np.full(target.shape, -np.inf))
+        weights += share * _normalised(log_weights)
     total = weights.sum(axis=1, keepdims=True)
     lost = total[:, 0] <= 0.0
     weights = np.where(lost[:, None], 1.0 / theta.shape[1], weights / np.where(lost[:, None], 1.0, total))
@@ -98,7 +100,6 @@ def reweight(
 
 def _normalised(log_weights: np.ndarray) -> np.ndarray:
     """Weights of each galaxy that sum to one; none where all are excluded."""
-    log_weights = np.where(np.isfinite(log_weights), log_weights, -np.inf)
     top = log_weights.max(axis=1, keepdims=True)
     weights = np.exp(log_weights - np.where(np.isfinite(top), top, 0.0))
     total = weights.sum(axis=1, keepdims=True)

@@ -1,0 +1,206 @@
+"""Posteriors of single galaxies: coordinates, potentials, chains and networks, on a survey of two members."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from popsed_jax.observe.forward import ForwardModel
+from popsed_jax.population.storage import StorageError
+from popsed_jax.posteriors.frame import from_frame, to_frame
+from popsed_jax.posteriors.hmc import HMCConfig, convergence, sample_hmc
+from popsed_jax.posteriors.npe import NPE, NPEConfig, train_npe
+from popsed_jax.posteriors.storage import load_npe, save_npe
+from popsed_jax.posteriors.survey import LearnedSurvey, Photometry, log_likelihood
+from popsed_jax.posteriors.target import Lane, Target, potential_of
+from tests.tiny_posterior import BANDS, TRAINING, tiny_galaxies, tiny_survey, wide, without
+
+SHORT = HMCConfig(num_warmup=20, num_samples=8, max_tree_depth=2, num_starts=256, galaxies_at_once=2)
+
+
+@pytest.fixture(scope="module")
+def survey(forward: ForwardModel) -> LearnedSurvey:
+    return tiny_survey(forward)
+
+
+@pytest.fixture(scope="module")
+def galaxies(survey: LearnedSurvey) -> tuple[np.ndarray, Photometry]:
+    return tiny_galaxies(survey, 16)
+
+
+@pytest.fixture(scope="module")
+def npe(survey: LearnedSurvey) -> NPE:
+    losses: list[float] = []
+    trained = train_npe(jax.random.key(3), survey, TRAINING, lambda _, loss: losses.append(loss))
+    assert len(losses) == 2
+    assert losses[1] < losses[0]
+    return trained
+
+
+def test_the_frame_and_back(survey, galaxies):
+    theta, seen = galaxies
+    u = survey.space.to_u(jnp.asarray(theta))
+
+    @jax.jit
+    def there_and_back(survey, u, theta, seen):
+        v, log_det = to_frame(survey, u, seen, survey.forward.flux(theta))
+        return v, log_det, from_frame(survey, v, seen)
+
+    v, log_det, back = there_and_back(survey, u, theta, seen)
+    np.testing.assert_allclose(back.theta, theta, atol=2e-4)
+    np.testing.assert_allclose(back.log_det, log_det, atol=1e-3)
+    assert np.asarray(back.inside).all()
+    # The mass that the brightness asks for is right to the noise, the calibration's offset included.
+    assert np.median(np.abs(np.asarray(v)[:, survey.space.index("log_mass")])) < 4.0
+
+
+def test_the_frames_determinant_is_the_jacobians(survey, galaxies):
+    theta, seen = galaxies
+    one = Photometry(*(part[:1] for part in seen))
+    v = to_frame(survey, survey.space.to_u(jnp.asarray(theta[:1])), one, survey.forward.flux(jnp.asarray(theta[:1])))[0][0]
+    slope = jax.jit(jax.jacfwd(lambda v: from_frame(survey, v[None], one).theta[0]))(v)
+    wanted = np.linalg.slogdet(np.asarray(slope, float))[1]
+    assert float(from_frame(survey, v[None], one).log_det[0]) == pytest.approx(wanted, abs=1e-2)
+
+
+@pytest.mark.parametrize("networked", [False, True])
+def test_potentials_of_a_batch_are_those_of_single_chains(survey, galaxies, npe, networked):
+    seen = Photometry(*(jnp.asarray(part[:4]) for part in galaxies[1]))
+    embedded = jnp.asarray(npe.embed(seen)) if networked else jnp.zeros((4, 0))
+    lane = Lane(seen, jnp.zeros(4), embedded)
+    target = Target(survey, jnp.asarray(0), survey.population.member(0), npe.flow if networked else None)
+    x = 0.3 * jax.random.normal(jax.random.key(4), (4, target.dim))
+    values, slopes = jax.jit(
+        jax.vmap(lambda x, lane: jax.value_and_grad(partial(potential_of, target, lane))(x))
+    )(x, lane)
+    wanted = jax.jit(jax.value_and_grad(lambda x: target.potentials(x, lane).sum()))(x)
+    np.testing.assert_allclose(np.sum(values), wanted[0], rtol=1e-4)
+    np.testing.assert_allclose(slopes, wanted[1], rtol=2e-2, atol=2e-2 * np.abs(wanted[1]).max())
+
+
+def test_chains_come_back_for_every_galaxy(survey, galaxies, npe):
+    seen = Photometry(*(part[:3] for part in galaxies[1]))
+    found = sample_hmc(jax.random.key(5), survey, seen, SHORT, network=npe)
+    assert found.theta.shape == (3, 2 * 2 * 8, len(survey.space))
+    assert np.isfinite(found.theta).all()
+    assert np.asarray(survey.space.inside(jnp.asarray(found.theta))).mean() > 0.99
+    np.testing.assert_allclose(found.weights.sum(axis=1), 1.0, rtol=1e-5)
+    assert not found.converged.any()  # eight samples are too few, and that is said
+
+
+def test_a_given_redshift_stays(survey, galaxies):
+    theta, seen = galaxies
+    at = survey.space.index("redshift")
+    redshift = np.asarray(theta[:2, at], float)
+    some = Photometry(*(part[:2] for part in seen))
+    found = sample_hmc(jax.random.key(6), survey, some, SHORT, redshift=redshift, members=[0])
+    np.testing.assert_allclose(found.theta[:, :, at], np.broadcast_to(redshift[:, None], found.theta.shape[:2]), rtol=1e-4)
+    with pytest.raises(ValueError, match="redshift: 9.0 of galaxy 1 is not between the bounds"):
+        sample_hmc(jax.random.key(6), survey, some, SHORT, redshift=np.array([0.1, 9.0]))
+
+
+@pytest.mark.slow
+def test_chains_agree_with_importance_sampling(survey, galaxies, npe):
+    """Wide posteriors, which draws of the prior reach: the same means, to their errors, by chains in either coordinates."""
+    noisy = wide(survey)
+    seen = Photometry(*(part[:4] for part in galaxies[1]))
+    theta, _ = noisy.population.sample_members(jax.random.key(7), 100_000)
+    flux = jax.jit(lambda survey, theta: survey.calibrated(theta, survey.forward.flux(theta), 0))(noisy, theta)
+    first = noisy.population.member(0)
+    u = noisy.space.to_u(theta)
+    log_prior = first.log_prob(u) - noisy.space.log_det(u) - noisy.population.log_prob(theta)
+    long = HMCConfig(num_warmup=200, num_samples=300, num_chains=4, galaxies_at_once=4)
+    for network in (None, npe):
+        found = sample_hmc(jax.random.key(8), noisy, seen, long, network=network, members=[0])
+        assert found.converged.mean() >= 0.5
+        for galaxy in range(4):
+            one = Photometry(*(jnp.broadcast_to(part[galaxy], flux.shape) for part in seen))
+            log_weight = np.asarray(log_likelihood(one, flux, noisy.noise(0)) + log_prior, float)
+            weight = np.exp(log_weight - log_weight.max())
+            weight /= weight.sum()
+            mean = weight @ np.asarray(theta)
+            std = np.sqrt(weight @ (np.asarray(theta) - mean) ** 2)
+            error = std * np.sqrt(np.sum(weight**2) + 1.0 / found.ess[galaxy])
+            assert np.all(np.abs(found.theta[galaxy].mean(axis=0) - mean) < 4.5 * error)
+
+
+def test_chains_apart_have_not_converged():
+    draws = np.random.default_rng(0).standard_normal((1, 2, 4, 100, 3))
+    draws[:, 1, 0] += 5.0
+    r_hat, ess = convergence(draws, np.ones(1))
+    assert r_hat[0] < 1.05 < r_hat[1]
+    assert ess[1] < 20.0 < ess[0]
+
+
+def test_a_networks_samples_carry_their_density(galaxies, npe):
+    theta, log_prob = npe.sample(jax.random.key(9), galaxies[1], 20)
+    assert theta.shape == (16, 20, len(npe.space))
+    inside = np.asarray(npe.space.inside(jnp.asarray(theta)))
+    np.testing.assert_allclose(npe.log_prob(theta, galaxies[1])[inside], log_prob[inside], atol=5e-2)
+
+
+def test_the_redshifts_density_is_that_of_its_samples(galaxies, npe):
+    bounds = npe.space["redshift"]
+    grid = np.linspace(bounds.low, bounds.high, 2001)
+    density = npe.redshift_density(galaxies[1], grid)
+    np.testing.assert_allclose(np.trapezoid(density, grid, axis=1), 1.0, atol=0.02)
+    samples = npe.sample(jax.random.key(10), galaxies[1], 2000)[0][:, :, npe.space.index("redshift")]
+    mean = np.trapezoid(density * grid, grid, axis=1)
+    np.testing.assert_allclose(samples.mean(axis=1), mean, atol=5.0 * samples.std(axis=1).max() / np.sqrt(2000))
+
+
+@pytest.mark.parametrize("lost", [(0,), (1, 3), (0, 1, 2, 3)])
+def test_any_bands_may_be_missing(galaxies, npe, lost):
+    seen = without(galaxies[1], *lost)
+    theta, log_prob = npe.sample(jax.random.key(11), seen, 8)
+    assert np.isfinite(theta).all()
+    assert np.isfinite(log_prob).all()
+    other = seen._replace(flux=np.where(seen.there, seen.flux, 7.0), error=np.where(seen.there, seen.error, 3.0))
+    np.testing.assert_allclose(npe.sample(jax.random.key(11), other, 8)[0], theta, rtol=1e-5)
+
+
+def test_galaxies_like_no_other_are_found(galaxies, npe):
+    distance, share = npe.unlikeness(galaxies[1])
+    assert np.median(share) > 0.05
+    strange = galaxies[1]._replace(flux=galaxies[1].flux * np.array([100.0, 1.0, 0.01, 1.0, 100.0], np.float32))
+    far, rare = npe.unlikeness(strange)
+    assert np.all(far > 5.0 * np.median(distance))
+    assert np.all(rare < 1e-3)
+
+
+def test_a_network_is_read_back_as_it_was(tmp_path, survey, galaxies, npe):
+    save_npe(tmp_path, npe, BANDS, {"note": "a test"})
+    read, bands, meta = load_npe(tmp_path, survey)
+    assert bands == BANDS
+    assert meta == {"note": "a test"}
+    np.testing.assert_array_equal(
+        read.sample(jax.random.key(12), galaxies[1], 4)[0], npe.sample(jax.random.key(12), galaxies[1], 4)[0]
+    )
+
+
+def test_damage_is_named(tmp_path, survey, npe):
+    with pytest.raises(StorageError, match="train a network first"):
+        load_npe(tmp_path, survey)
+    save_npe(tmp_path, npe, BANDS, {})
+    path = tmp_path / "npe.json"
+    path.write_text(path.read_text().replace('"embedding": 8', '"embedding": 9'))
+    with pytest.raises(StorageError, match=r"npe\.json is not as it was written"):
+        load_npe(tmp_path, survey)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        (HMCConfig, {"num_chains": 1}, "num_chains = 1 must be at least 2"),
+        (HMCConfig, {"target_accept": 1.0}, "target_accept = 1.0 must be between 0 and 1"),
+        (NPEConfig, {"batch_size": 0}, "batch_size = 0 must be at least 1"),
+        (NPEConfig, {"learning_rate": 0.0}, "learning_rate = 0.0 must be positive"),
+    ],
+)
+def test_impossible_settings_are_refused(kind, change, words):
+    with pytest.raises(ValueError, match=words):
+        kind(**change)
