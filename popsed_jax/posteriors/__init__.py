@@ -1,0 +1,1 @@
+"""Posteriors of single galaxies under the learned population or any other prior."""
