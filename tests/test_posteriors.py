@@ -61,7 +61,9 @@ def test_the_frame_and_back(survey, galaxies):
 def test_the_frames_determinant_is_the_jacobians(survey, galaxies):
     theta, seen = galaxies
     one = Photometry(*(part[:1] for part in seen))
-    v = to_frame(survey, survey.space.to_u(jnp.asarray(theta[:1])), one, survey.forward.flux(jnp.asarray(theta[:1])))[0][0]
+    v = to_frame(survey, survey.space.to_u(jnp.asarray(theta[:1])), one, survey.forward.flux(jnp.asarray(theta[:1])))[
+        0
+    ][0]
     slope = jax.jit(jax.jacfwd(lambda v: from_frame(survey, v[None], one).theta[0]))(v)
     wanted = np.linalg.slogdet(np.asarray(slope, float))[1]
     assert float(from_frame(survey, v[None], one).log_det[0]) == pytest.approx(wanted, abs=1e-2)
@@ -74,9 +76,9 @@ def test_potentials_of_a_batch_are_those_of_single_chains(survey, galaxies, npe,
     lane = Lane(seen, jnp.zeros(4), embedded)
     target = Target(survey, jnp.asarray(0), survey.population.member(0), npe.flow if networked else None)
     x = 0.3 * jax.random.normal(jax.random.key(4), (4, target.dim))
-    values, slopes = jax.jit(
-        jax.vmap(lambda x, lane: jax.value_and_grad(partial(potential_of, target, lane))(x))
-    )(x, lane)
+    values, slopes = jax.jit(jax.vmap(lambda x, lane: jax.value_and_grad(partial(potential_of, target, lane))(x)))(
+        x, lane
+    )
     wanted = jax.jit(jax.value_and_grad(lambda x: target.potentials(x, lane).sum()))(x)
     np.testing.assert_allclose(np.sum(values), wanted[0], rtol=1e-4)
     np.testing.assert_allclose(slopes, wanted[1], rtol=2e-2, atol=2e-2 * np.abs(wanted[1]).max())
@@ -98,8 +100,10 @@ def test_a_given_redshift_stays(survey, galaxies):
     redshift = np.asarray(theta[:2, at], float)
     some = Photometry(*(part[:2] for part in seen))
     found = sample_hmc(jax.random.key(6), survey, some, SHORT, redshift=redshift, members=[0])
-    np.testing.assert_allclose(found.theta[:, :, at], np.broadcast_to(redshift[:, None], found.theta.shape[:2]), rtol=1e-4)
-    with pytest.raises(ValueError, match="redshift: 9.0 of galaxy 1 is not between the bounds"):
+    np.testing.assert_allclose(
+        found.theta[:, :, at], np.broadcast_to(redshift[:, None], found.theta.shape[:2]), rtol=1e-4
+    )
+    with pytest.raises(ValueError, match=r"redshift: 9\.0 of galaxy 1 is not between the bounds"):
         sample_hmc(jax.random.key(6), survey, some, SHORT, redshift=np.array([0.1, 9.0]))
 
 

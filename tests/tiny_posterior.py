@@ -19,10 +19,21 @@ from popsed_jax.posteriors.survey import LearnedSurvey, Photometry
 
 BANDS = ("u", "g", "r", "i", "z")
 NETWORK = ConditionalConfig(
-    embedding=8, embedding_hidden=16, embedding_blocks=1, num_layers=2, hidden=16, num_blocks=1, num_bins=4, first_bins=6
+    embedding=8,
+    embedding_hidden=16,
+    embedding_blocks=1,
+    num_layers=2,
+    hidden=16,
+    num_blocks=1,
+    num_bins=4,
+    first_bins=6,
 )
 TRAINING = NPEConfig(
-    num_steps=20, batch_size=64, steps_per_chunk=10, network=NETWORK, simulation=SimulationConfig(missing=0.3, noisy=0.2)
+    num_steps=20,
+    batch_size=64,
+    steps_per_chunk=10,
+    network=NETWORK,
+    simulation=SimulationConfig(missing=0.3, noisy=0.2),
 )
 
 
@@ -34,7 +45,9 @@ def tiny_survey(forward: ForwardModel) -> LearnedSurvey:
     chol = jnp.asarray(np.diag(np.full(len(space), 0.4)))
     config = FlowConfig(num_layers=2, hidden=8, num_blocks=1, num_bins=4)
     keys = jax.random.split(jax.random.key(0), 2)
-    flows = [init_flow(key, len(space), config, jnp.asarray(mean + shift), chol) for key, shift in zip(keys, (0.0, 0.1))]
+    flows = [
+        init_flow(key, len(space), config, jnp.asarray(mean + shift), chol) for key, shift in zip(keys, (0.0, 0.1))
+    ]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *flows)
     population = Population(stacked, jnp.array([0.6, 0.4]), space)
     model = build_calibration(CalibrationConfig(), BANDS, forward.table.filters, "r")
