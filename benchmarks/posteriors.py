@@ -31,7 +31,7 @@ from popsed_jax.diagnostics.calibration import sbc_ranks, tarp, uniformity
 from popsed_jax.diagnostics.photoz import photoz_metrics, point_metrics, trainz
 from popsed_jax.diagnostics.twosample import classifier_accuracy
 from popsed_jax.learned import load_survey
-from popsed_jax.posteriors.estimators import NPEEstimator, Summary
+from popsed_jax.posteriors.columns import NPEEstimator, Summary
 from popsed_jax.posteriors.hmc import HMCConfig, sample_hmc
 from popsed_jax.posteriors.npe import NPE
 from popsed_jax.posteriors.survey import LearnedSurvey, Photometry

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from popsed_jax.catalog_config import BandConfig, CatalogConfig, CatalogError, F
 from popsed_jax.catalog_stream import Drop, read_galaxies
 from popsed_jax.data import data_path
 from popsed_jax.observe.filters import load_filter
-from popsed_jax.tables import TableError, open_table, write_table
+from popsed_jax.tables import TableError, TableStream, open_table, write_table
 
 __all__ = [
     "BandConfig",
@@ -278,18 +279,12 @@ def read_catalog(
     """
     config = config.resolved()
     folder = Path.cwd() if base is None else Path(base)
-    path = folder / Path(config.path).expanduser() if config.path else data_path(_EMBEDDED)
+    path = catalog_path(config, folder)
     problems: list[str] = []
-    try:
-        stream = open_table(path, config.hdu)
-        if stream.num_rows == 0:
-            raise TableError(f"{path}: the table has no rows")
+    with naming(path):
+        stream = open_rows(path, config)
         filters = tuple(_checked_filter(band, folder, problems) for band in config.bands)
         read = read_galaxies(stream, config, problems, progress)
-    except TableError as error:
-        raise CatalogError(str(error)) from error
-    except CatalogError as error:
-        raise CatalogError(*(f"{path}: {problem}" for problem in error.problems)) from error
     return Catalog(
         name=config.name or path.name.split(".")[0],
         bands=tuple(band.name for band in config.bands),
@@ -304,6 +299,34 @@ def read_catalog(
         upper_limits=tuple(band.upper_limit for band in config.bands),
         num_not_drawn=read.num_not_drawn,
     )
+
+
+def catalog_path(config: CatalogConfig, folder: Path) -> Path:
+    """Where the file is that the settings name, or the embedded one."""
+    return folder / Path(config.path).expanduser() if config.path else data_path(_EMBEDDED)
+
+
+def open_rows(path: Path, config: CatalogConfig) -> TableStream:
+    """The table with the rows of a catalogue.
+
+    Raises:
+        TableError: it cannot be read, or has no rows.
+    """
+    stream = open_table(path, config.hdu)
+    if stream.num_rows == 0:
+        raise TableError(f"{path}: the table has no rows")
+    return stream
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Lets every failure be a `CatalogError` that names the file."""
+    try:
+        yield
+    except TableError as error:
+        raise CatalogError(str(error)) from error
+    except CatalogError as error:
+        raise CatalogError(*(f"{path}: {problem}" for problem in error.problems)) from error
 
 
 def _checked_filter(band: BandConfig, folder: Path, problems: list[str]) -> str:

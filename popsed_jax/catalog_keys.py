@@ -11,7 +11,7 @@ from jaxtyping import Int, Shaped, UInt64
 from popsed_jax.catalog_config import CatalogConfig
 from popsed_jax.tables import TableStream
 
-__all__ = ["FEWEST_TELLING", "columns_to_read", "position_keys", "row_keys", "running_columns"]
+__all__ = ["FEWEST_TELLING", "columns_to_read", "named_columns", "position_keys", "row_keys", "running_columns"]
 
 # Rows are compared by at least so many measured values: in fewer, two galaxies may agree by chance.
 FEWEST_TELLING = 6
@@ -19,17 +19,21 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MASKED = np.uint64(0xD1B54A32D192ED03)
 
 
+def named_columns(stream: TableStream, config: CatalogConfig) -> tuple[str, ...]:
+    """The columns that the settings name; all where one of them is not there, for the message that will say so."""
+    named = {config.redshift, config.row} - {""}
+    named |= {name for band in config.bands for name in band.columns}
+    bare = {name if name in stream.names else name.rpartition("[")[0] for name in named}
+    return tuple(name for name in stream.names if name in bare) if bare <= set(stream.names) else stream.names
+
+
 def columns_to_read(stream: TableStream, config: CatalogConfig) -> tuple[str, ...]:
     """The columns that the settings name, where these tell copies from chance in every usable row; else all.
 
     A band counts for two, its flux and its error: extinctions of several bands are one number, and redshifts may be missing.
     """
-    named = {config.redshift, config.row} - {""}
-    named |= {name for band in config.bands for name in band.columns}
-    bare = {name if name in stream.names else name.rpartition("[")[0] for name in named}
-    if bare <= set(stream.names) and 2 * (config.min_bands or len(config.bands)) >= FEWEST_TELLING:
-        return tuple(name for name in stream.names if name in bare)
-    return stream.names
+    telling = 2 * (config.min_bands or len(config.bands)) >= FEWEST_TELLING
+    return named_columns(stream, config) if telling else stream.names
 
 
 def running_columns(stream: TableStream, names: Sequence[str]) -> frozenset[tuple[str, int]]:

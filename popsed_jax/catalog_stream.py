@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from astropy.table import Table
 from jaxtyping import Bool, Float, Int
 
 from popsed_jax.catalog_columns import integer_column, is_sentinel, number_column, read_bands, to_maggies
@@ -15,7 +17,7 @@ from popsed_jax.catalog_sample import NUM_EXAMPLES, UniformSample
 from popsed_jax.catalog_scale import SENTINEL, RawBand, join_raw_bands, scale_problems
 from popsed_jax.tables import TableStream
 
-__all__ = ["Drop", "StreamedGalaxies", "read_galaxies"]
+__all__ = ["Drop", "Piece", "StreamedGalaxies", "UnitJudge", "read_galaxies", "read_piece"]
 
 # Rows, drawn over the whole file, by which the unit is judged.
 _NUM_JUDGED = 100_000
@@ -57,6 +59,63 @@ class StreamedGalaxies:
     drops: tuple[Drop, ...]
     num_dropped: int
     num_not_drawn: int
+
+
+class Piece(NamedTuple):
+    """Successive rows of a table, as the file has them.
+
+    Attributes:
+        raws: a band each.
+        position: of each row in the file.
+        row: the number by which the settings know it.
+        redshift: whatever the file says.
+    """
+
+    raws: tuple[RawBand, ...]
+    position: Int[np.ndarray, " galaxy"]
+    row: Int[np.ndarray, " galaxy"]
+    redshift: Float[np.ndarray, " galaxy"]
+
+
+def read_piece(table: Table, config: CatalogConfig, start: int = 0, problems: Sequence[str] = ()) -> Piece:
+    """What the settings say of a table's columns.
+
+    Args:
+        start: position of the first row in the file.
+        problems: what is known to be wrong with the settings already; reported with what the columns show.
+
+    Raises:
+        CatalogError: any problem.
+    """
+    found = list(problems)
+    position = np.arange(start, start + len(table))
+    raws = read_bands(table, config, found)
+    row = integer_column(table, config.row, position, found) if config.row else position
+    redshift = np.full(len(table), np.nan)
+    if config.redshift:
+        redshift = number_column(table, config.redshift, "redshift", found)
+    if found:
+        raise CatalogError(*found)
+    return Piece(raws, position, row, redshift)
+
+
+class UnitJudge:
+    """Are the numbers of the unit given? Judged by a random tenth of a million rows, the same in whatever pieces they come."""
+
+    def __init__(self, config: CatalogConfig, num_rows: int) -> None:
+        self._config, self._num_rows = config, num_rows
+        self._parts: list[tuple[RawBand, ...]] = []
+
+    def add(self, piece: Piece) -> None:
+        """Keep what is drawn of a piece."""
+        chosen = np.arange(len(piece.position))
+        if self._num_rows > _NUM_JUDGED:
+            chosen = np.flatnonzero(position_keys(piece.position) < np.uint64(2**64 * _NUM_JUDGED // self._num_rows))
+        self._parts.append(tuple(raw.at(chosen) for raw in piece.raws))
+
+    def problems(self) -> list[str]:
+        """A sentence for what cannot be of the unit."""
+        return scale_problems(self._config, [join_raw_bands(parts) for parts in zip(*self._parts, strict=True)])
 
 
 class _Account:
@@ -101,7 +160,7 @@ class _Account:
 def read_galaxies(
     stream: TableStream,
     config: CatalogConfig,
-    problems: list[str],
+    problems: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> StreamedGalaxies:
     """Read all pieces of a table that has rows, and keep `max_galaxies` of the usable ones.
@@ -116,39 +175,29 @@ def read_galaxies(
     """
     names = columns_to_read(stream, config)
     running = running_columns(stream, names)
-    account, sample = _Account(config), UniformSample(config.max_galaxies)
-    judged: list[tuple[RawBand, ...]] = []
+    account, sample, judge = _Account(config), UniformSample(config.max_galaxies), UnitJudge(config, stream.num_rows)
     start = 0
     for table in stream.pieces(names):
-        position = np.arange(start, start + len(table))
+        piece = read_piece(table, config, start, problems)
         start += len(table)
-        raws = read_bands(table, config, problems)
-        row = integer_column(table, config.row, position, problems) if config.row else position
-        redshift = np.full(len(table), np.nan)
-        if config.redshift:
-            redshift = number_column(table, config.redshift, "redshift", problems)
-        if problems:
-            raise CatalogError(*problems)
-        chosen = np.flatnonzero(_is_judged(position, stream.num_rows))
-        judged.append(tuple(raw.at(chosen) for raw in raws))
-        usable = np.flatnonzero(account.add(raws, row))
+        judge.add(piece)
+        usable = np.flatnonzero(account.add(piece.raws, piece.row))
         keys = row_keys(table, names, running)[usable]
         wanted = sample.wanted(keys)
         index = usable[wanted]
-        flux, flux_error = zip(*(to_maggies(config, raw.at(index)) for raw in raws), strict=True)
+        flux, flux_error = zip(*(to_maggies(config, raw.at(index)) for raw in piece.raws), strict=True)
         sample.add(
             key=keys[wanted],
-            position=position[index],
-            row=row[index],
+            position=piece.position[index],
+            row=piece.row[index],
             flux=np.stack(flux, axis=1),
             flux_error=np.stack(flux_error, axis=1),
-            redshift=_known_redshift(redshift[index], config.missing_values),
+            redshift=_known_redshift(piece.redshift[index], config.missing_values),
         )
         if progress is not None:
             progress(start, stream.num_rows)
-    problems += scale_problems(config, [join_raw_bands(parts) for parts in zip(*judged, strict=True)])
-    if problems:
-        raise CatalogError(*problems)
+    if found := judge.problems():
+        raise CatalogError(*found)
     drawn = sample.finish()
     num_usable = start - account.num_faulty - drawn.num_copies
     num_not_drawn = num_usable - len(drawn.columns["row"])
@@ -169,13 +218,6 @@ def read_galaxies(
         num_dropped=account.num_faulty + drawn.num_copies,
         num_not_drawn=num_not_drawn,
     )
-
-
-def _is_judged(position: Int[np.ndarray, " galaxy"], num_rows: int) -> Bool[np.ndarray, " galaxy"]:
-    """A random tenth of a million of all rows, the same ones in whatever pieces they come."""
-    if num_rows <= _NUM_JUDGED:
-        return np.ones(len(position), dtype=bool)
-    return position_keys(position) < np.uint64(2**64 * _NUM_JUDGED // num_rows)
 
 
 def _known_redshift(redshift: Float[np.ndarray, " galaxy"], sentinels: Sequence[float]) -> Float[np.ndarray, " galaxy"]:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from popsed_jax.catalog import Catalog, CatalogConfig, read_catalog
+from popsed_jax.cli_posterior import posterior_command, train_npe_command
 from popsed_jax.config import RunConfig, default_config, load_config, quick_config
 from popsed_jax.data import check_data
 from popsed_jax.distributed import LostProcessError, join, named_losses
@@ -43,6 +44,9 @@ ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="Settings (TOML). Without it: the embedded galaxies.")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+
+app.command("train-npe")(train_npe_command)
+app.command("posterior")(posterior_command)
 
 
 @app.command("fit")

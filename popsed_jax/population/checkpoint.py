@@ -108,14 +108,18 @@ def checked_metadata(path: Path, settings: str) -> dict[str, str]:
     if metadata.get("settings") != settings:
         raise CheckpointError(
             f"the checkpoint in {path.parent} belongs to other settings, bands or data"
-            f"{_differences(metadata.get('settings', ''), settings)}. Resume with the config.toml of that run, or start anew "
-            "without --resume"
+            f"{named_differences(metadata.get('settings', ''), settings)}. Resume with the config.toml of that run, or start "
+            "anew without --resume"
         )
     return metadata
 
 
-def _differences(there: str, here: str) -> str:
-    """The first few settings that differ, in words."""
+def named_differences(there: str, here: str) -> str:
+    """The first few settings that differ, in words and brackets.
+
+    Args:
+        there, here: as `settings_text` gives them.
+    """
     try:
         old, new = _flat(json.loads(there)), _flat(json.loads(here))
     except ValueError:

@@ -7,14 +7,18 @@ format's own library becomes a `TableError` with one sentence.
 
 from popsed_jax.tables.common import TableError
 from popsed_jax.tables.files import TABLE_SUFFIXES, read_table, table_format, write_table
+from popsed_jax.tables.parquet import arrow_table, parquet_bytes, table_from_arrow
 from popsed_jax.tables.stream import TableStream, open_table
 
 __all__ = [
     "TABLE_SUFFIXES",
     "TableError",
     "TableStream",
+    "arrow_table",
     "open_table",
+    "parquet_bytes",
     "read_table",
     "table_format",
+    "table_from_arrow",
     "write_table",
 ]

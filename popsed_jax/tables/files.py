@@ -15,7 +15,7 @@ from popsed_jax.tables.common import LIBRARY_ERRORS, TableError, first_line, nat
 from popsed_jax.tables.parquet import read_parquet, write_parquet
 from popsed_jax.tables.text import read_csv, read_ecsv, write_csv, write_ecsv
 
-__all__ = ["TABLE_SUFFIXES", "checked_format", "read_table", "table_format", "write_table"]
+__all__ = ["TABLE_SUFFIXES", "checked_format", "is_folder", "read_table", "table_format", "write_table"]
 
 _FORMATS = {
     ".fits": "FITS",
@@ -56,10 +56,8 @@ def checked_format(path: Path, hdu: str) -> str:
     """The format of a file that is there.
 
     Raises:
-        TableError: the file is missing, a folder, or of an unknown suffix, or its format knows no `hdu`.
+        TableError: the file is missing or of an unknown suffix, or its format knows no `hdu`.
     """
-    if path.is_dir():
-        raise TableError(f"{path} is a folder, not a table")
     form = table_format(path)
     if not path.is_file():
         raise TableError(f"file not found: {path}{_similar_file(path)}")
@@ -68,18 +66,30 @@ def checked_format(path: Path, hdu: str) -> str:
     return form
 
 
+def is_folder(path: Path, hdu: str) -> bool:
+    """Whether a path is a folder, which can hold one table.
+
+    Raises:
+        TableError: a folder with an `hdu`.
+    """
+    if path.is_dir() and hdu:
+        raise TableError(f"{path}: a folder of Parquet files holds one table; leave hdu empty")
+    return path.is_dir()
+
+
 def read_table(path: str | os.PathLike[str], hdu: str = "") -> Table:
     """Read a table; columns keep their units, descriptions and masks.
 
     Args:
-        path: the file; its suffix names the format.
+        path: the file, whose suffix names the format, or a folder of Parquet files that are the parts of one table.
         hdu: which table of a file with several: FITS extension name or number, or HDF5 dataset or group.
 
     Raises:
-        TableError: the file is missing, unreadable, incomplete, of an unknown suffix, or holds no table or several.
+        TableError: the file is missing, unreadable, incomplete, of an unknown suffix, or holds no table or several; a folder
+            without Parquet files, or with parts that do not fit together.
     """
     path = Path(path)
-    form = checked_format(path, hdu)
+    form = "Parquet" if is_folder(path, hdu) else checked_format(path, hdu)
     with reading(path, form), warnings.catch_warnings():
         # Units outside a standard are kept as text; a file cut short is no table.
         warnings.simplefilter("ignore", UnitsWarning)

@@ -1,4 +1,4 @@
-"""Parquet: one file whole, or a file or a folder of files piece by piece."""
+"""Parquet: a file or a folder of files, whole or piece by piece."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ from astropy.table import Column, MaskedColumn, Table
 
 from popsed_jax.tables.common import TableError, apply_label, column_labels, reading
 
-__all__ = ["ParquetParts", "open_parquet", "read_parquet", "write_parquet"]
+__all__ = [
+    "ParquetParts",
+    "arrow_table",
+    "open_parquet",
+    "parquet_bytes",
+    "read_parquet",
+    "table_from_arrow",
+    "write_parquet",
+]
 
 _SUFFIXES = (".parquet", ".pq")
 # Values of one piece, all columns together: larger ones are not read faster.
@@ -131,22 +139,34 @@ def _difference(own: pa.Schema, first: pa.Schema) -> str:
 
 
 def read_parquet(path: Path, hdu: str) -> Table:
-    """The whole file."""
+    """The whole file, or all files in a folder as one table."""
     del hdu
-    with pq.ParquetFile(path) as file:
-        return _to_table(path, file.read())
+    parts = open_parquet(path)
+    contents = []
+    for part in parts.paths:
+        with reading(part, "Parquet"), pq.ParquetFile(part) as file:
+            contents.append(file.read().select(parts.schema.names).cast(parts.schema))
+    return table_from_arrow(path, pa.concat_tables(contents))
 
 
 def _checked_piece(path: Path, held: list[pa.Table], shapes: dict[str, tuple[int, ...]]) -> Table:
     """Batches as one table, whose vector columns have the lengths of the earlier pieces."""
-    table = _to_table(path, pa.concat_tables(held))
+    table = table_from_arrow(path, pa.concat_tables(held))
     for name in table.colnames:
         if shapes.setdefault(name, table[name].shape[1:]) != table[name].shape[1:]:
             raise TableError(f"{path}: the lists in column {name!r} differ in length")
     return table
 
 
-def _to_table(path: Path, content: pa.Table) -> Table:
+def table_from_arrow(path: Path | str, content: pa.Table) -> Table:
+    """Columns with their labels; lists of one length become vector columns.
+
+    Args:
+        path: where the content comes from, for messages.
+
+    Raises:
+        TableError: lists that differ in length.
+    """
     table = Table()
     for field, chunks in zip(content.schema, content.columns, strict=True):
         table[field.name] = _from_arrow(path, field.name, chunks.combine_chunks())
@@ -157,7 +177,7 @@ def _to_table(path: Path, content: pa.Table) -> Table:
     return table
 
 
-def _from_arrow(path: Path, name: str, values: pa.Array) -> np.ndarray | MaskedColumn:
+def _from_arrow(path: Path | str, name: str, values: pa.Array) -> np.ndarray | MaskedColumn:
     """One Parquet column; lists of one length become a vector column."""
     if isinstance(values, pa.ChunkedArray):
         values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
@@ -181,6 +201,22 @@ def _from_arrow(path: Path, name: str, values: pa.Array) -> np.ndarray | MaskedC
 
 def write_parquet(table: Table, path: Path) -> None:
     """One file; units and descriptions as metadata of the columns."""
+    pq.write_table(arrow_table(table), path)
+
+
+def parquet_bytes(table: Table) -> bytes:
+    """What `write_parquet` writes, for whoever writes it in another way.
+
+    Raises:
+        TableError: a column that Parquet cannot hold.
+    """
+    buffer = pa.BufferOutputStream()
+    pq.write_table(arrow_table(table), buffer)
+    return buffer.getvalue().to_pybytes()
+
+
+def arrow_table(table: Table) -> pa.Table:
+    """The same columns for Arrow, vector columns as lists of fixed size."""
     arrays, fields = [], []
     for label in column_labels(table):
         array = _to_arrow(label["name"], table[label["name"]])
@@ -189,7 +225,7 @@ def write_parquet(table: Table, path: Path) -> None:
             pa.field(label["name"], array.type, metadata={k: label[k] for k in ("unit", "description") if label[k]})
         )
     meta = {"table_meta": json.dumps(dict(table.meta))} if table.meta else None
-    pq.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=meta)), path)
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=meta))
 
 
 def _to_arrow(name: str, column: Column | MaskedColumn) -> pa.Array:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from astropy.table import Table
 
-from popsed_jax.tables.common import TableError
-from popsed_jax.tables.files import checked_format, read_table
+from popsed_jax.tables.files import checked_format, is_folder, read_table
 from popsed_jax.tables.parquet import open_parquet
 
 __all__ = ["TableStream", "open_table"]
@@ -42,9 +41,7 @@ def open_table(path: str | os.PathLike[str], hdu: str = "") -> TableStream:
         TableError: as for `read_table`; also a folder without Parquet files, or with parts that do not fit together.
     """
     path = Path(path)
-    if path.is_dir() and hdu:
-        raise TableError(f"{path}: a folder of Parquet files holds one table; leave hdu empty")
-    if path.is_dir() or checked_format(path, hdu) == "Parquet":
+    if is_folder(path, hdu) or checked_format(path, hdu) == "Parquet":
         parts = open_parquet(path)
         return TableStream(parts.num_rows, tuple(parts.schema.names), parts.pieces)
     table = read_table(path, hdu)
