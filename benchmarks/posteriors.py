@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import numpy as np
 from common import finish
-from popsed_jax.posteriors.estimator import Rows
 from scipy.stats import wasserstein_distance
 from sklearn.ensemble import RandomForestRegressor
 
@@ -32,6 +31,7 @@ from popsed_jax.diagnostics.photoz import photoz_metrics, point_metrics, trainz
 from popsed_jax.diagnostics.twosample import classifier_accuracy
 from popsed_jax.learned import load_survey
 from popsed_jax.posteriors.columns import NPEEstimator, Summary
+from popsed_jax.posteriors.estimator import Rows
 from popsed_jax.posteriors.hmc import HMCConfig, sample_hmc
 from popsed_jax.posteriors.npe import NPE
 from popsed_jax.posteriors.survey import LearnedSurvey, Photometry

@@ -55,8 +55,9 @@ def train_npe_command(
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the network's checkpoint.")] = False,
 ) -> None:
     """Train the network that gives posteriors of a run's galaxies, and keep it in the run directory."""
-    given = {} if steps is None else {"num_steps": steps, "steps_per_chunk": min(steps, NPEConfig.steps_per_chunk)}
-    _, finished = train_run(run, NPEConfig(seed=seed, **given), resume=resume)
+    steps = NPEConfig.num_steps if steps is None else steps
+    config = NPEConfig(num_steps=steps, steps_per_chunk=min(steps, NPEConfig.steps_per_chunk), seed=seed)
+    _, finished = train_run(run, config, resume=resume)
     if not finished:
         raise typer.Exit(code=3)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from popsed_jax.learned import load_survey
-from popsed_jax.posteriors.estimator import Estimator
 from popsed_jax.posteriors.columns import HMCEstimator, NPEEstimator, Summary
+from popsed_jax.posteriors.estimator import Estimator
 from popsed_jax.train_npe import NPE_FOLDER, load_network
 
 __all__ = ["PIECE_ROWS", "Method", "build_estimator"]

@@ -46,7 +46,8 @@ def tiny_survey(forward: ForwardModel) -> LearnedSurvey:
     config = FlowConfig(num_layers=2, hidden=8, num_blocks=1, num_bins=4)
     keys = jax.random.split(jax.random.key(0), 2)
     flows = [
-        init_flow(key, len(space), config, jnp.asarray(mean + shift), chol) for key, shift in zip(keys, (0.0, 0.1), strict=True)
+        init_flow(key, len(space), config, jnp.asarray(mean + shift), chol)
+        for key, shift in zip(keys, (0.0, 0.1), strict=True)
     ]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *flows)
     population = Population(stacked, jnp.array([0.6, 0.4]), space)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -28,7 +29,7 @@ def photometry_of(rows: Rows) -> Photometry:
     """A catalogue's galaxies, with finite numbers where a band is missing."""
     there = np.isfinite(rows.flux) & np.isfinite(rows.error)
     flux, error = np.where(there, rows.flux, 0.0), np.where(there, rows.error, 1.0)
-    return Photometry(flux.astype(np.float32), error.astype(np.float32), there)
+    return Photometry(*(jnp.asarray(part) for part in (flux, error, there)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,21 +81,22 @@ class Summary:
             found["pz"] = density.astype(np.float32)
         if self.num_samples:
             drawn = posterior.resample(np.random.default_rng(seed), self.num_samples).astype(np.float32)
-            found |= {f"{name}_samples": drawn[:, :, i] for i, name in enumerate(self.population.names)}
+            for i, name in enumerate(self.population.names):
+                found[f"{name}_samples"] = drawn[:, :, i]
         return found
 
     def blank(self) -> Columns:
         """The columns of no galaxy."""
-        found = {name: np.empty(0) for name in self.describe()}
+        found: Columns = {name: np.empty(0) for name in self.describe()}
         if self.num_grid:
             found["pz"] = np.empty((0, self.num_grid), np.float32)
         if self.num_samples:
-            drawn = np.empty((0, self.num_samples), np.float32)
-            found |= {f"{name}_samples": drawn for name in self.population.names}
+            for name in self.population.names:
+                found[f"{name}_samples"] = np.empty((0, self.num_samples), np.float32)
         return found
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class NPEEstimator:
     """Posteriors by a trained network, under the learned population, the analytic prior, or as trained.
 
@@ -109,7 +111,7 @@ class NPEEstimator:
     bands: tuple[str, ...]
     npe: NPE
     population: Population
-    prior: PriorName
+    prior: str
     summary: Summary
     num_draws: int = 500
 
@@ -160,7 +162,7 @@ class NPEEstimator:
         return reweight(theta, log_from, log_to, np.asarray(self.population.weights))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class HMCEstimator:
     """Posteriors by Hamiltonian Monte Carlo.
 
@@ -174,7 +176,7 @@ class HMCEstimator:
     bands: tuple[str, ...]
     survey: LearnedSurvey
     network: NPE | None
-    prior: PriorName
+    prior: str
     summary: Summary
     config: HMCConfig = dataclasses.field(default_factory=HMCConfig)
 

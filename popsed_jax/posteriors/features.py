@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
@@ -66,6 +68,6 @@ def build_features(photometry: Photometry, noise: NoiseModel) -> Features:
     center, spread = np.median(mags, axis=0), np.percentile(mags, 84, axis=0) - np.percentile(mags, 16, axis=0)
     tame = np.clip(mags, center - 3.0 * spread, center + 3.0 * spread)
     covariance = np.cov(tame, rowvar=False) + 1e-4 * np.eye(mags.shape[1])
-    space = space.replace(patterns=jnp.ones((1, mags.shape[1]), bool))
-    usual = noise.replace(depths=jnp.zeros((1, mags.shape[1])))
+    space = dataclasses.replace(space, patterns=jnp.ones((1, mags.shape[1]), bool))
+    usual = dataclasses.replace(noise, depths=jnp.zeros((1, mags.shape[1])))
     return Features(space, jnp.asarray(tame.mean(axis=0)), jnp.asarray(covariance), usual)

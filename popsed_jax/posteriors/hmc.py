@@ -113,7 +113,7 @@ def sample_hmc(
     """
     space = survey.space
     weights = np.asarray(survey.population.weights, float)
-    chosen = list(np.flatnonzero(weights > 0.01)) if members is None else list(members)
+    chosen = [int(i) for i in np.flatnonzero(weights > 0.01)] if members is None else list(members)
     share = weights[chosen] / weights[chosen].sum()
     if not learned:
         best = int(np.argmax(weights))  # whose calibration holds
@@ -137,7 +137,7 @@ def sample_hmc(
         target = Target(
             survey,
             jnp.asarray(member),
-            survey.population.member(int(member)) if learned else None,
+            survey.population.member(member) if learned else None,
             None if network is None else network.flow,
             fixed=redshift is not None,
         )
@@ -178,12 +178,12 @@ def _run_member(
     key_library, key_chains = jax.random.split(key)
     library = None if target.network is not None else _library(key_library, target, config.num_starts)
 
+    every = Lane(photometry, jnp.asarray(u_redshift, float), jnp.asarray(embedded))
+
     def run(start: int) -> tuple[np.ndarray, np.ndarray]:
         # The last piece is filled up with its last galaxy: one shape, one program.
         rows = np.minimum(np.arange(start, start + at_once), num - 1)
-        lane = jax.tree.map(
-            lambda leaf: jnp.asarray(np.asarray(leaf)[rows]), Lane(photometry, np.float32(u_redshift), embedded)
-        )
+        lane = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[rows]), every)
         keys = jax.vmap(lambda row: jax.random.fold_in(key_chains, row))(jnp.asarray(start + np.arange(at_once)))
         theta, diverging = _chains(keys, target, lane, library, config)
         return np.asarray(theta), np.asarray(diverging)

@@ -132,7 +132,7 @@ def start_npe(key: Array, survey: LearnedSurvey, config: NPEConfig) -> tuple[Sim
     """The proposal, the untrained network and its state."""
     keys = jax.random.split(key, 4)
     simulator = build_simulator(keys[0], survey, config.simulation, config.batch_size)
-    plain = simulator.replace(config=dataclasses.replace(config.simulation, missing=0.0, noisy=0.0))
+    plain = dataclasses.replace(simulator, config=dataclasses.replace(config.simulation, missing=0.0, noisy=0.0))
     u, flux, seen = simulate_many(keys[1], plain, _NUM_SCALE)
     v = jax.jit(to_frame)(survey, u, seen, flux)[0]
     features = build_features(seen, survey.forward.noise)
@@ -167,7 +167,7 @@ def train_chunk(
         features, v = npe.features(seen), to_frame(npe.survey, u, seen, flux)[0]
 
         def loss(weights: Any) -> Array:
-            return -jnp.mean(npe.flow.replace(weights=weights).log_prob(v[:, None], features))
+            return -jnp.mean(dataclasses.replace(npe.flow, weights=weights).log_prob(v[:, None], features))
 
         value, grads = jax.value_and_grad(loss)(state.weights)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.weights)
@@ -203,7 +203,7 @@ def train_npe(
 
 def finish_npe(npe: NPE, state: TrainState) -> NPE:
     """The network with its averaged weights."""
-    return npe.replace(flow=npe.flow.replace(weights=state.average))
+    return dataclasses.replace(npe, flow=dataclasses.replace(npe.flow, weights=state.average))
 
 
 def _optimiser(config: NPEConfig) -> optax.GradientTransformation:
