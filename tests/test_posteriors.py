@@ -84,6 +84,7 @@ def test_potentials_of_a_batch_are_those_of_single_chains(survey, galaxies, npe,
     np.testing.assert_allclose(slopes, wanted[1], rtol=2e-2, atol=2e-2 * np.abs(wanted[1]).max())
 
 
+@pytest.mark.slow
 def test_chains_come_back_for_every_galaxy(survey, galaxies, npe):
     seen = Photometry(*(part[:3] for part in galaxies[1]))
     found = sample_hmc(jax.random.key(5), survey, seen, SHORT, network=npe)
@@ -94,6 +95,7 @@ def test_chains_come_back_for_every_galaxy(survey, galaxies, npe):
     assert not found.converged.any()  # eight samples are too few, and that is said
 
 
+@pytest.mark.slow
 def test_a_given_redshift_stays(survey, galaxies):
     theta, seen = galaxies
     at = survey.space.index("redshift")

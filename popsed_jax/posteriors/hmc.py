@@ -49,9 +49,9 @@ class HMCConfig:
     """
 
     num_chains: int = 2
-    num_warmup: int = 200
-    num_samples: int = 200
-    max_tree_depth: int = 6
+    num_warmup: int = 100
+    num_samples: int = 150
+    max_tree_depth: int = 5
     target_accept: float = 0.8
     num_starts: int = 8192
     galaxies_at_once: int = 64
