@@ -4,10 +4,13 @@ import os
 import warnings
 from pathlib import Path
 
-# Before XLA starts. The tests spend their time compiling, which takes two thirds of the time at a low level of optimisation;
-# all but the shortest compilations are kept for the other worker and the next run. To test the code as users compile it:
-# XLA_FLAGS= pytest.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_cpu_parallel_codegen_split_count=1")
+# Before XLA starts. The tests spend their time compiling, which takes half of the time by XLA's former way of writing loops, at a
+# low level of optimisation; all but the shortest compilations are kept for the other worker and the next run. To test the code
+# as users compile it: XLA_FLAGS= pytest.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=1 --xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false",
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax"))
 

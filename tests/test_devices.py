@@ -41,7 +41,7 @@ print(json.dumps({{"mesh": list(meshes["four"].devices.shape), "loss": found}}))
 
 
 def run(source: str, *arguments: str, **environment: str) -> subprocess.Popen:
-    flags = f"--xla_backend_optimization_level=1 {environment.pop('XLA_FLAGS', '')}"
+    flags = f"{os.environ['XLA_FLAGS']} {environment.pop('XLA_FLAGS', '')}"
     return subprocess.Popen(
         [sys.executable, "-c", source, *arguments],
         env=os.environ | environment | {"XLA_FLAGS": flags},

@@ -29,6 +29,7 @@ from popsed_jax.population.survey import SpectroscopyConfig
 from popsed_jax.population.train import init_state
 from popsed_jax.surveys import choose_spectra, prepare_problem
 
+compute_flux = jax.jit(ForwardModel.flux)
 NOISY = SelectionConfig((MagnitudeLimit("sdss_r0", 17.0, 0.02),))
 
 
@@ -128,20 +129,23 @@ def test_weights_turn_proposals_into_what_the_survey_keeps(forward) -> None:
     edge = dataclasses.replace(
         forward, selection=SelectionConfig((MagnitudeLimit("sdss_r0", 20.0, 0.02),)), noise=_loud(forward.noise)
     )
-    theta = _near(edge, 20_000, 20.0)
-    flux = jax.jit(ForwardModel.flux)(edge, theta)
-    bands = flux[:, :5]
-    observed, error = edge.noise.observe(jax.random.key(2), bands)
-    kept = np.asarray(edge.kept(flux, observed, error))
-    proposal = np.asarray(edge.detection_of(flux))
+    flux = compute_flux(forward, _near(forward, 20.0))  # on which neither noise nor cuts have an influence
+
+    @jax.jit
+    def look(survey, key, flux):
+        observed, error = survey.noise.observe(key, flux[:, :5])
+        return observed[:, 2], survey.kept(flux, observed, error)
+
+    observed, kept = (np.asarray(part) for part in look(edge, jax.random.key(2), flux))
+    proposal = np.asarray(jax.jit(ForwardModel.detection_of)(edge, flux))
     rng = np.random.default_rng(0)
-    truth = np.asarray(observed)[rng.random(len(kept)) < kept]
+    truth = observed[rng.random(len(kept)) < kept]
     drawn = rng.random(len(kept)) < proposal
-    again, error_again = edge.noise.observe(jax.random.key(3), bands[drawn])
-    weights = np.asarray(edge.kept(flux[drawn], again, error_again)) / proposal[drawn]
+    again, kept_again = (np.asarray(part)[drawn] for part in look(edge, jax.random.key(3), flux))
+    weights = kept_again / proposal[drawn]
     assert weights.mean() == pytest.approx(1.0, abs=0.03)
-    mean = np.average(np.asarray(again)[:, 2], weights=weights) / truth[:, 2].mean()
-    unweighted = np.asarray(again)[:, 2].mean() / truth[:, 2].mean()
+    mean = np.average(again, weights=weights) / truth.mean()
+    unweighted = again.mean() / truth.mean()
     assert mean == pytest.approx(1.0, abs=0.015)
     assert abs(unweighted - 1.0) > 0.04  # the cut acts on noisy fluxes: Malmquist and Eddington
 
@@ -153,12 +157,12 @@ def _loud(noise):
     )
 
 
-def _near(forward, num, mag):
-    """Galaxies of the flat prior with r within a magnitude of `mag`."""
-    theta = forward.space.sample_flat(jax.random.key(5), num)
-    r = -2.5 * jnp.log10(jax.jit(ForwardModel.flux)(forward, theta)[:, 2])
+def _near(forward, mag):
+    """20,000 galaxies of the flat prior with r within a magnitude of `mag`."""
+    theta = forward.space.sample_flat(jax.random.key(5), 20_000)
+    r = -2.5 * jnp.log10(compute_flux(forward, theta)[:, 2])
     index = forward.space.index("log_mass")
-    wanted = mag + jax.random.uniform(jax.random.key(6), (num,), minval=-1.0, maxval=1.0)
+    wanted = mag + jax.random.uniform(jax.random.key(6), r.shape, minval=-1.0, maxval=1.0)
     return theta.at[:, index].add(0.4 * (r - wanted))
 
 
@@ -222,9 +226,14 @@ def test_visibility_follows_the_limit(forward) -> None:
 
 def test_several_surveys_detect_what_any_detects(forward) -> None:
     deeper = dataclasses.replace(forward, selection=forward.selection.deeper(1.0))
-    theta = _near(forward, 300, 18.0)
-    both = np.asarray(joint_detection((forward, deeper), joint_flux((forward, deeper), theta)))
-    alone = [np.asarray(one.detection(theta)) for one in (forward, deeper)]
+    theta = _near(forward, 18.0)[:300]
+
+    @jax.jit
+    def detect(surveys, theta):
+        together = joint_detection(surveys, joint_flux(surveys, theta))
+        return together, [survey.detection(theta) for survey in surveys]
+
+    both, alone = jax.tree.map(np.asarray, detect((forward, deeper), theta))
     np.testing.assert_allclose(both, 1.0 - (1.0 - alone[0]) * (1.0 - alone[1]), atol=1e-5)
 
 

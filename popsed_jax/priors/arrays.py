@@ -76,11 +76,12 @@ class ArrayPrior:
             raise ValueError(f"the last axis of {values.shape} must be the {self.dim} parameters {self.names}")
         rows = values.reshape(-1, self.dim)
         function = self._function(name)
-        size = _LARGEST_BLOCK.get(jax.default_backend(), _LARGEST_BLOCK_ELSEWHERE)
+        largest = _LARGEST_BLOCK.get(jax.default_backend(), _LARGEST_BLOCK_ELSEWHERE)
+        size = min(largest, 1 << max(len(rows) - 1, 0).bit_length())
         started = []
         for start in range(0, len(rows), size):
             block = rows[start : start + size]
-            padded = np.resize(block, (1 << (len(block) - 1).bit_length(), self.dim))
+            padded = np.resize(block, (size, self.dim))
             started.append((function(self._leaves, padded), len(block)))
         parts = [np.asarray(values, float)[:num] for values, num in started]
         result = np.concatenate(parts) if parts else np.empty(0)

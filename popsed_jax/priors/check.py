@@ -160,7 +160,8 @@ def _gradient(prior: Prior, draws: Float[np.ndarray, "num dim"]) -> Check:
 def _conditional(prior: Prior, draws: Float[np.ndarray, "num dim"], key: jax.Array, seed: int) -> list[Check]:
     """The first parameter given at its median: against joint draws in a narrow window."""
     key_more, key_given = jax.random.split(key)
-    more = ArrayPrior(prior).sample(key_more, 20 * _NUM_CLASSIFIED)
+    # In pieces as large as `draws`, for which the program is there.
+    more = np.concatenate([ArrayPrior(prior).sample(piece, len(draws)) for piece in jax.random.split(key_more, 5)])
     name, middle = prior.names[0], float(np.median(draws[:, 0]))
     nearest = np.argsort(np.abs(more[:, 0] - middle))[:_NUM_WINDOW]
     window = 2.0 * np.abs(more[nearest[-1], 0] - middle)
