@@ -111,7 +111,7 @@ class NoiseModel:
         self,
         flux: Float[Array, "*batch band"],
         depth: Float[Array, "*batch band"],
-        excess: Float[Array, "..."] | float = 0.0,
+        excess: Float[Array, ...] | float = 0.0,
     ) -> Float[Array, "*batch band"]:
         """Standard deviation of the noise [maggies]: the quoted error, and what the survey does not quote.
 
@@ -126,7 +126,7 @@ class NoiseModel:
         key: Array,
         flux: Float[Array, "num band"],
         noise_divisor: Float[Array, ""] | float = 1.0,
-        excess: Float[Array, "..."] | float = 0.0,
+        excess: Float[Array, ...] | float = 0.0,
     ) -> tuple[Float[Array, "num band"], Float[Array, "num band"]]:
         """Noisy fluxes, each under the conditions of some real galaxy, and the errors that the survey would quote [maggies].
 

@@ -89,7 +89,7 @@ class LearnedSurvey:
         key: Array,
         theta: Float[Array, "num dim"],
         member: Int[Array, "*num"],
-        excess: Float[Array, "..."] | float = 0.0,
+        excess: Float[Array, ...] | float = 0.0,
         flux: Float[Array, "num filter"] | None = None,
     ) -> Photometry:
         """Galaxies as the survey would quote them, under the conditions of real ones; the bands that those lack are missing.

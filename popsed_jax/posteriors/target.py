@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -141,38 +142,38 @@ def potential_of(target: Target, lane: Lane, x: Float[Array, " free"]) -> Float[
 
     A plain `vmap` of the same function lays its arrays out galaxy by galaxy, which on a CPU takes several times as long.
     """
-    return _potential(x, target, lane)
+    leaves, structure = jax.tree.flatten(target)
+    return _potential_function(structure)(x, tuple(leaves), lane)
 
 
-@jax.custom_vjp
-def _potential(x: Array, target: Target, lane: Lane) -> Array:
-    return _value_and_slope(x, target, lane)[0]
+@cache
+def _potential_function(structure: Any) -> Callable[[Array, tuple[Array, ...], Lane], Array]:
+    """The potential as a function of a target's arrays: JAX asks for each array whether it is batched, and a target of yes and
+    no is none.
+    """
 
+    @custom_vmap
+    def value_and_slope(x: Array, leaves: tuple[Array, ...], lane: Lane) -> tuple[Array, Array]:
+        value, slope = _batch(
+            x[None], jax.tree.unflatten(structure, leaves), jax.tree.map(lambda leaf: leaf[None], lane)
+        )
+        return value[0], slope[0]
 
-def _forward(x: Array, target: Target, lane: Lane) -> tuple[Array, Array]:
-    return _value_and_slope(x, target, lane)
+    @value_and_slope.def_vmap
+    def rule(size: int, batched: Any, x: Array, leaves: tuple[Array, ...], lane: Lane) -> Any:
+        over = (batched[0], batched[2])
+        x, lane = jax.tree.map(lambda leaf, is_batched: leaf if is_batched else _repeat(leaf, size), (x, lane), over)
+        return _batch(x, jax.tree.unflatten(structure, leaves), lane), (True, True)
 
+    @jax.custom_vjp
+    def potential(x: Array, leaves: tuple[Array, ...], lane: Lane) -> Array:
+        return value_and_slope(x, leaves, lane)[0]
 
-def _backward(slope: Array, change: Array) -> tuple[Array, None, None]:
-    return change * slope, None, None
+    def backward(slope: Array, change: Array) -> tuple[Array, None, None]:
+        return change * slope, None, None
 
-
-_potential.defvjp(_forward, _backward)
-
-
-@custom_vmap
-def _value_and_slope(x: Array, target: Target, lane: Lane) -> tuple[Array, Array]:
-    value, slope = _batch(x[None], target, jax.tree.map(lambda leaf: leaf[None], lane))
-    return value[0], slope[0]
-
-
-@_value_and_slope.def_vmap
-def _rule(
-    size: int, batched: tuple, x: Array, target: Target, lane: Lane
-) -> tuple[tuple[Array, Array], tuple[bool, bool]]:
-    over = (batched[0], batched[2])
-    x, lane = jax.tree.map(lambda leaf, is_batched: leaf if is_batched else _repeat(leaf, size), (x, lane), over)
-    return _batch(x, target, lane), (True, True)
+    potential.defvjp(value_and_slope, backward)
+    return potential
 
 
 def _repeat(leaf: Array, size: int) -> Array:
