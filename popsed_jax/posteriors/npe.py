@@ -29,7 +29,7 @@ from popsed_jax.posteriors.simulate import SimulationConfig, Simulator, build_si
 from popsed_jax.posteriors.survey import LearnedSurvey, Photometry
 
 _NUM_SCALE = 16384  # simulated galaxies by which features and u are scaled
-_GALAXIES = 64  # sampled at once
+_GALAXIES = 16  # sampled at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,15 +101,15 @@ class NPE:
     ) -> Float[np.ndarray, "galaxy grid"]:
         """p(redshift | photometry) under the proposal on a grid within the bounds, exact."""
         at = jnp.asarray(grid)
-        return _in_pieces(lambda _, piece: _redshift_density(self, piece, at), photometry, 16 * _GALAXIES)
+        return _in_pieces(lambda _, piece: _redshift_density(self, piece, at), photometry, 64 * _GALAXIES)
 
     def embed(self, photometry: Photometry) -> Float[np.ndarray, "galaxy embedding"]:
         """What the flow's densities depend on."""
-        return _in_pieces(lambda _, piece: _embed(self, piece), photometry, 16 * _GALAXIES)
+        return _in_pieces(lambda _, piece: _embed(self, piece), photometry, 64 * _GALAXIES)
 
     def unlikeness(self, photometry: Photometry) -> tuple[Float[np.ndarray, " galaxy"], Float[np.ndarray, " galaxy"]]:
         """How unlike the training's galaxies each is, and the share of those that are as unlike. See `Novelty`."""
-        return _in_pieces(lambda _, piece: _unlikeness(self, piece), photometry, 16 * _GALAXIES)
+        return _in_pieces(lambda _, piece: _unlikeness(self, piece), photometry, 64 * _GALAXIES)
 
 
 class TrainState(NamedTuple):

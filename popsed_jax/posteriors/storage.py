@@ -59,9 +59,7 @@ def load_npe(folder: Path | str, survey: LearnedSurvey) -> tuple[NPE, tuple[str,
         bands = tuple(str(band) for band in fields["bands"])
         network = ConditionalConfig(**fields["network"])
         sizes = {name: int(value) for name, value in fields["sizes"].items()}
-        like = jax.eval_shape(
-            lambda: _empty(len(bands), network, sizes, len(proposal.space), proposal.space.index("redshift"))
-        )
+        like = _empty(len(bands), network, sizes, len(proposal.space), proposal.space.index("redshift"))
         meta = dict(fields["meta"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StorageError(f"{path} is damaged: {error}") from None
