@@ -153,9 +153,9 @@ class NPEEstimator:
         """Weighted samples of each galaxy."""
         theta, _ = self.npe.sample(jax.random.key(seed), photometry, self.num_draws)
         theta = np.asarray(theta)
-        if self.prior == "proposal":
-            return reweight(theta, np.zeros(theta.shape[:2]), np.zeros(theta.shape[:2]))
         log_from = log_prob_of(self.npe.proposal, theta)
+        if self.prior == "proposal":
+            return reweight(theta, log_from, log_from)
         if self.prior == "flat":
             return reweight(theta, log_from, log_flat(self.population, theta))
         log_to = member_log_probs(self.population, theta)

@@ -88,8 +88,9 @@ def reweight(
     part = np.ones(len(each)) / len(each) if shares is None else np.asarray(shares, float) / np.sum(shares)
     weights = np.zeros(theta.shape[:2])
     for target, share in zip(each, part, strict=True):
-        # A sample that the wanted prior excludes has no weight, whatever it was drawn under.
-        log_weights = np.subtract(target, log_from, where=np.isfinite(target), out=np.full(target.shape, -np.inf))
+        # A sample that either prior excludes has no weight.
+        usable = np.isfinite(target) & np.isfinite(log_from)
+        log_weights = np.subtract(target, log_from, where=usable, out=np.full(target.shape, -np.inf))
         weights += share * _normalised(log_weights)
     total = weights.sum(axis=1, keepdims=True)
     lost = total[:, 0] <= 0.0
@@ -117,7 +118,8 @@ def member_log_probs(
 def _member_log_probs(population: Population, theta: Float[Array, "num dim"]) -> Float[Array, "num member"]:
     u = population.space.to_u(theta)
     log_det = population.space.log_det(u)
-    return jnp.stack([flow.log_prob(u) - log_det for flow in map(population.member, range(population.num_members))], -1)
+    each = jnp.stack([flow.log_prob(u) - log_det for flow in map(population.member, range(population.num_members))], -1)
+    return jnp.where(population.space.inside(theta)[:, None], each, -jnp.inf)
 
 
 def log_prob_of(prior: object, theta: Float[np.ndarray, "galaxy sample dim"]) -> Float[np.ndarray, "galaxy sample"]:
@@ -145,4 +147,5 @@ def log_flat(
 
 def _log_flat(population: Population, theta: Array) -> Array:
     u = population.space.to_u(theta)
-    return jax.scipy.stats.norm.logpdf(u).sum(axis=-1) - population.space.log_det(u)
+    log_prob = jax.scipy.stats.norm.logpdf(u).sum(axis=-1) - population.space.log_det(u)
+    return jnp.where(population.space.inside(theta), log_prob, -jnp.inf)
