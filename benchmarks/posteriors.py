@@ -29,13 +29,12 @@ from popsed_jax.config import load_config
 from popsed_jax.diagnostics.calibration import sbc_ranks, tarp, uniformity
 from popsed_jax.diagnostics.photoz import photoz_metrics, point_metrics, trainz
 from popsed_jax.diagnostics.twosample import classifier_accuracy
-from popsed_jax.learned import load_survey
+from popsed_jax.learned import load_network, load_survey
 from popsed_jax.posteriors.columns import NPEEstimator, Summary
 from popsed_jax.posteriors.estimator import Rows
 from popsed_jax.posteriors.hmc import HMCConfig, sample_hmc
 from popsed_jax.posteriors.npe import NPE
 from popsed_jax.posteriors.survey import LearnedSurvey, Photometry
-from popsed_jax.train_npe import load_network
 
 PARTS = ("calibration", "agreement", "real", "speed")
 
@@ -176,7 +175,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=1000, help="simulated galaxies of the calibration")
     parser.add_argument("--num-agreement", type=int, default=100)
     parser.add_argument("--num-real", type=int, default=5000)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder")
     args = parser.parse_args()
     survey, bands = load_survey(args.run)
     npe = load_network(args.run, survey)
@@ -195,7 +194,7 @@ def main() -> None:
     }
     for part in args.parts:
         rows = run[part]()
-        out = args.out or Path("benchmarks/results") / f"posteriors_{catalog.name}_{part}.json"
+        out = args.out / f"posteriors_{catalog.name}_{part}.json"
         finish(
             f"{catalog.name}: {part}",
             list(rows[0]),

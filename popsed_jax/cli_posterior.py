@@ -29,6 +29,7 @@ def posterior_command(
     method: Annotated[Method, typer.Option("--method", help="A trained network, or sampling.")] = "npe",
     prior: Annotated[str, typer.Option("--prior", help="learned, flat, or proposal (as trained).")] = "learned",
     samples: Annotated[int, typer.Option("--samples", min=0, help="Samples to keep of each; 0: summaries.")] = 0,
+    grid: Annotated[int, typer.Option("--grid", min=0, help="Points of p(redshift) to keep of each.")] = 0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")] = 0,
     piece_rows: Annotated[
         int | None, typer.Option("--piece-rows", min=1, help="Rows of a part; default 10000 (npe), 200 (hmc).")
@@ -39,7 +40,7 @@ def posterior_command(
     columns, base = _columns(run, catalog, config)
     if (out_dir / DESCRIPTION).exists() and not resume:
         err.print(f"{out_dir} holds earlier posteriors, which these replace.", highlight=False, markup=False)
-    estimator, identity = build_estimator(run, method, prior, samples)
+    estimator, identity = build_estimator(run, method, prior, samples, grid)
     pieces = PIECE_ROWS[method] if piece_rows is None else piece_rows
     result = run_posterior(
         estimator, columns, base, out=out_dir, identity=identity, seed=seed, piece_rows=pieces, resume=resume

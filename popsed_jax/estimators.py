@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from popsed_jax.learned import load_survey
+from popsed_jax.learned import load_network, load_survey, network_checksum, population_checksum
 from popsed_jax.posteriors.columns import HMCEstimator, NPEEstimator, Summary
 from popsed_jax.posteriors.estimator import Estimator
-from popsed_jax.train_npe import NPE_FOLDER, load_network
 
 __all__ = ["PIECE_ROWS", "Method", "build_estimator"]
 
@@ -19,7 +17,7 @@ PIECE_ROWS: dict[Method, int] = {"npe": 10_000, "hmc": 200}
 
 
 def build_estimator(
-    run: Path | str, method: Method, prior: str = "learned", num_samples: int = 0
+    run: Path | str, method: Method, prior: str = "learned", num_samples: int = 0, num_grid: int = 0
 ) -> tuple[Estimator, dict[str, Any]]:
     """What gives posteriors, and by what it is known.
 
@@ -28,6 +26,7 @@ def build_estimator(
         method: "npe", the run's network; "hmc", chains, in the network's coordinates where the run has one.
         prior: "learned", "flat" (the analytic prior), or with a network "proposal" (as trained).
         num_samples: of each posterior that become columns; 0: summaries only.
+        num_grid: points of p(redshift) that become a column; 0: its summaries only.
 
     Raises:
         StorageError: no learned population or no network there, or damaged files.
@@ -38,11 +37,12 @@ def build_estimator(
     run = Path(run)
     survey, bands = load_survey(run)
     npe = load_network(run, survey)
-    summary = Summary(survey.population, num_samples)
-    # Known by their files' checksums: another fit or another training is another estimator.
-    files = {"population": run / "population" / "population.json", "network": run / NPE_FOLDER / "npe.json"}
-    known = {name: json.loads(path.read_text())["weights_sha256"] for name, path in files.items() if path.is_file()}
-    identity = {"method": method, "prior": prior, "samples": num_samples, **known}
+    summary = Summary(survey.population, num_samples, num_grid)
+    # Another fit or another training is another estimator.
+    identity = {"method": method, "prior": prior, "samples": num_samples, "grid": num_grid}
+    identity["population"] = population_checksum(run)
+    if npe is not None:
+        identity["network"] = network_checksum(run)
     if method == "hmc":
         return HMCEstimator(bands, survey, npe, prior, summary), identity
     if npe is None:

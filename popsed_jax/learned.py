@@ -6,14 +6,19 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from popsed_jax.catalog import Catalog, read_catalog
+from popsed_jax.catalog import read_catalog
 from popsed_jax.config import RunConfig, load_config
 from popsed_jax.observe.calibration import Calibration
-from popsed_jax.population.model import Population, load_population
-from popsed_jax.population.storage import StorageError, load_tree
+from popsed_jax.population.model import DESCRIPTION, Population, load_population
+from popsed_jax.population.storage import StorageError, described_weights, load_tree
+from popsed_jax.posteriors.npe import NPE
+from popsed_jax.posteriors.storage import DESCRIPTION as NPE_DESCRIPTION
+from popsed_jax.posteriors.storage import load_npe
 from popsed_jax.posteriors.survey import LearnedSurvey
 from popsed_jax.run import CALIBRATION
 from popsed_jax.surveys import build_survey, calibration_of
+
+NPE_FOLDER = "npe"
 
 
 def load_survey(run: Path | str, number: int = 0) -> tuple[LearnedSurvey, tuple[str, ...]]:
@@ -33,23 +38,16 @@ def load_survey(run: Path | str, number: int = 0) -> tuple[LearnedSurvey, tuple[
     if not path.is_file():
         raise ValueError(f"{run} has no config.toml: posteriors need the whole run directory")
     config = load_config(path)
-    if not 0 <= number < len(config.all_surveys):
-        raise ValueError(f"survey = {number}: {run} has {len(config.all_surveys)} surveys, counted from 0")
-    catalogs = [read_catalog(survey.catalog, run) for survey in config.all_surveys[: number + 1]]
+    surveys = config.all_surveys
+    if not 0 <= number < len(surveys):
+        raise ValueError(f"survey = {number}: {run} has {len(surveys)} surveys, counted from 0")
     population = load_population(run / "population")
-    return build_learned(
-        population, catalogs[number], config, load_calibration(run, population, config)[number], number
-    )
-
-
-def build_learned(
-    population: Population, catalog: Catalog, config: RunConfig, calibration: Calibration, number: int = 0
-) -> tuple[LearnedSurvey, tuple[str, ...]]:
-    """As `load_survey`, from what is at hand already (a fit's result, for instance)."""
+    calibration = load_calibration(run, population, config)[number]
+    catalog = read_catalog(surveys[number].catalog, run)
     survey = LearnedSurvey(
         population,
         build_survey(catalog, config, number),
-        calibration_of(catalog, config.all_surveys[number]),
+        calibration_of(catalog, surveys[number]),
         calibration,
         tilt=config.fit.tilt,
     )
@@ -62,16 +60,13 @@ def load_calibration(run: Path, population: Population, config: RunConfig) -> tu
     Raises:
         StorageError: the file is missing or damaged.
     """
+
+    def blank(num_bands: int, num_knots: int) -> Calibration:
+        bands = jnp.zeros((population.num_members, num_bands))
+        return Calibration(bands, jnp.zeros((population.num_members, num_knots)), bands)
+
     like = tuple(
-        Calibration(*(jnp.zeros((population.num_members, size)) for size in sizes))
-        for sizes in (
-            (
-                len(survey.catalog.resolved().bands),
-                survey.calibration.template_knots,
-                len(survey.catalog.resolved().bands),
-            )
-            for survey in config.all_surveys
-        )
+        blank(len(survey.catalog.resolved().bands), survey.calibration.template_knots) for survey in config.all_surveys
     )
     try:
         return load_tree(run / CALIBRATION, like)
@@ -79,3 +74,33 @@ def load_calibration(run: Path, population: Population, config: RunConfig) -> tu
         raise StorageError(
             f"{error}; a fit writes it, so that runs of earlier versions need to be fitted again"
         ) from None
+
+
+def population_checksum(run: Path) -> str:
+    """By which one fit's population is told from another's."""
+    return described_weights(run / "population" / DESCRIPTION)
+
+
+def network_checksum(run: Path) -> str:
+    """By which one training's network is told from another's."""
+    return described_weights(run / NPE_FOLDER / NPE_DESCRIPTION)
+
+
+def load_network(run: Path | str, survey: LearnedSurvey) -> NPE | None:
+    """The network of a run; None: it has none yet.
+
+    Raises:
+        StorageError: a damaged, changed or newer file; a network of another fit, or one whose training was stopped.
+    """
+    run = Path(run)
+    folder = run / NPE_FOLDER
+    if not (folder / NPE_DESCRIPTION).is_file():
+        return None
+    npe, _, meta = load_npe(folder, survey)
+    if not meta.get("finished", False):
+        raise StorageError(f"{folder}: the training was stopped; finish it with popsed-jax train-npe {run} --resume")
+    if meta.get("population") != population_checksum(run):
+        raise StorageError(
+            f"{folder}: trained for another fit's population; train anew with popsed-jax train-npe {run}"
+        )
+    return npe

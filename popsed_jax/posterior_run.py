@@ -115,20 +115,8 @@ def run_posterior(
     rows = open_catalog_rows(with_bands(catalog, estimator.bands), base)
     folder = _Folder(Path(out), rows, piece_rows)
     blank = blank_columns(estimator)
-    description = {
-        "format": f"popsed_jax {_WHAT}",
-        "format_version": FORMAT_VERSION,
-        "num_parts": folder.num_parts,
-        "asked": {
-            "catalog": rows.identity(),
-            "columns": _meaning(rows.config),
-            "estimator": dict(identity),
-            "seed": seed,
-            "piece_rows": piece_rows,
-        },
-        "columns": _described(estimator, blank),
-        "versions": versions(),
-    }
+    asked = {"estimator": dict(identity), "seed": seed, "piece_rows": piece_rows}
+    description = _description(estimator, blank, rows, folder.num_parts, asked)
     if resume:
         description = folder.check(description)
     else:
@@ -302,6 +290,20 @@ def _rate(num: int, seconds: float) -> str:
     """How fast it goes, in words."""
     rate = num / seconds
     return f"{rate:,.0f} galaxies/s" if rate >= 10.0 else f"{rate:.2g} galaxies/s"
+
+
+def _description(
+    estimator: Estimator, blank: Columns, rows: CatalogRows, num_parts: int, asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `posterior.json` says before there are counts."""
+    return {
+        "format": f"popsed_jax {_WHAT}",
+        "format_version": FORMAT_VERSION,
+        "num_parts": num_parts,
+        "asked": {"catalog": rows.identity(), "columns": _meaning(rows.config), **asked},
+        "columns": _described(estimator, blank),
+        "versions": versions(),
+    }
 
 
 def _meaning(config: CatalogConfig) -> dict[str, Any]:

@@ -10,17 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from popsed_jax.learned import load_survey
+from popsed_jax.learned import NPE_FOLDER, load_survey, population_checksum
 from popsed_jax.population.checkpoint import checked_metadata, read_or_explain, settings_text
-from popsed_jax.population.storage import StorageError, load_tree, save_tree
+from popsed_jax.population.storage import load_tree, save_tree
 from popsed_jax.posteriors.npe import NPE, NPEConfig, TrainState, finish_npe, start_npe, train_chunk
-from popsed_jax.posteriors.storage import load_npe, save_npe
+from popsed_jax.posteriors.storage import save_npe
 from popsed_jax.posteriors.survey import LearnedSurvey
 from popsed_jax.progress import Progress
 from popsed_jax.run import versions
 from popsed_jax.settings import to_mapping
 
-NPE_FOLDER = "npe"
 _STATE = "state.safetensors"
 
 
@@ -45,13 +44,15 @@ def train_run(
     survey, bands = load_survey(run)
     folder = run / NPE_FOLDER
     with Progress(show_progress, log=folder / "log.txt") as progress:
-        identity = {"training": to_mapping(config), "population": dict(survey.population.meta)}
+        population = population_checksum(run)
+        identity = {"training": to_mapping(config), "population": population}
         npe, losses, seconds = _learn(
             survey, config, folder / "checkpoint" / _STATE, settings_text(identity), resume, progress
         )
         num_chunks = -(-config.num_steps // config.steps_per_chunk)
         meta = {
             "finished": len(losses) == num_chunks,
+            "population": population,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "training": {**to_mapping(config), "chunks_done": len(losses), "seconds": seconds},
             "loss_history": [float(loss) for loss in losses],
@@ -61,21 +62,6 @@ def train_run(
         save_npe(folder, npe, bands, meta)
         progress.say(f"Trained in {seconds:.0f} s: {folder}")
     return npe, len(losses) == num_chunks
-
-
-def load_network(run: Path | str, survey: LearnedSurvey) -> NPE | None:
-    """The network of a run; None: it has none yet.
-
-    Raises:
-        StorageError: a damaged, changed or newer file.
-    """
-    folder = Path(run) / NPE_FOLDER
-    if not (folder / "npe.json").is_file():
-        return None
-    npe, _, meta = load_npe(folder, survey)
-    if not meta.get("finished", False):
-        raise StorageError(f"{folder}: the training was stopped; finish it with popsed-jax train-npe RUN --resume")
-    return npe
 
 
 def _learn(

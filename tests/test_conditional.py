@@ -12,17 +12,8 @@ import pytest
 from jax.scipy.stats import norm
 
 from popsed_jax.flows.conditional import ConditionalConfig, ConditionalFlow, init_conditional
+from tests.tiny_posterior import NETWORK
 
-SMALL = ConditionalConfig(
-    embedding=8,
-    embedding_hidden=16,
-    embedding_blocks=1,
-    num_layers=2,
-    hidden=16,
-    num_blocks=1,
-    num_bins=4,
-    first_bins=6,
-)
 DIM, FEATURES, FIRST = 4, 3, 2
 
 
@@ -30,7 +21,7 @@ DIM, FEATURES, FIRST = 4, 3, 2
 def flow() -> ConditionalFlow:
     """A flow whose weights were shaken, so that nothing is the identity."""
     mean, scale = jnp.array([0.5, -1.0, 0.0, 2.0]), jnp.array([1.0, 0.5, 2.0, 1.5])
-    blank = init_conditional(jax.random.key(0), FEATURES, FIRST, SMALL, mean, scale)
+    blank = init_conditional(jax.random.key(0), FEATURES, FIRST, NETWORK, mean, scale)
     leaves, structure = jax.tree.flatten(blank.weights)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     shaken = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
@@ -96,7 +87,7 @@ def test_it_learns_a_posterior_known_in_closed_form():
     a, sigma = jnp.array([[1.0, 0.5], [0.0, 1.0], [0.7, -0.4]]), 0.5
     precision = jnp.eye(3) + a @ a.T / sigma**2
     covariance = jnp.linalg.inv(precision)
-    flow = init_conditional(jax.random.key(8), 2, 0, SMALL, jnp.zeros(3), jnp.ones(3))
+    flow = init_conditional(jax.random.key(8), 2, 0, NETWORK, jnp.zeros(3), jnp.ones(3))
     optimiser = optax.adam(optax.cosine_decay_schedule(1e-2, 600))
 
     def step(carry, key):
@@ -135,4 +126,4 @@ def test_impossible_sizes_are_refused(change, words):
 
 def test_two_dimensions_are_too_few():
     with pytest.raises(ValueError, match="at least three dimensions, got 2"):
-        init_conditional(jax.random.key(0), 2, 0, SMALL, jnp.zeros(2), jnp.ones(2))
+        init_conditional(jax.random.key(0), 2, 0, NETWORK, jnp.zeros(2), jnp.ones(2))

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from popsed_jax.observe.noise import NoiseConfig, NoiseModel, fit_noise_model
-from popsed_jax.posteriors.survey import Photometry, log_likelihood
+from popsed_jax.posteriors.survey import Photometry, check_likelihood, log_likelihood
 
 MODEL = np.array([2e-9, 5e-9, 9e-9], np.float32)
 
@@ -138,7 +138,10 @@ def test_gradients_are_those_of_differences(noise):
             assert float(slope[band]) == pytest.approx(float(by_difference), rel=1e-4, abs=1e-4)
 
 
-def test_correlated_tails_are_refused(noise):
-    noise = shaped(noise, correlation=0.2, degrees_of_freedom=4.0)
+@pytest.mark.parametrize("what", ["tails", "outliers", "limits"])
+def test_what_has_no_closed_form_is_refused(noise, what):
+    changes = {"tails": {"degrees_of_freedom": 4.0}, "outliers": {"outlier_fraction": 0.05}, "limits": {}}[what]
+    limits = jnp.array([3.0, 0.0, 0.0]) if what == "limits" else noise.limits
+    check_likelihood(dataclasses.replace(shaped(noise, **changes), limits=limits))
     with pytest.raises(ValueError, match="no likelihood in closed form; set correlation = 0"):
-        log_likelihood(photometry(*seen(noise)), jnp.asarray(MODEL), noise)
+        check_likelihood(dataclasses.replace(shaped(noise, correlation=0.2, **changes), limits=limits))

@@ -31,9 +31,9 @@ def write_settings(file: Path, **changes: object) -> Path:
 def survey(tmp_path, monkeypatch) -> Path:
     """A run's folder, its catalogue beside it, and an estimator that remembers how it was asked for."""
 
-    def build(run: Path, method: str, prior: str, num_samples: int):
+    def build(run: Path, method: str, prior: str, num_samples: int, num_grid: int):
         assert run == tmp_path / "run"
-        return FakeEstimator(), {"method": method, "prior": prior, "samples": num_samples}
+        return FakeEstimator(), {"method": method, "prior": prior, "samples": num_samples, "grid": num_grid}
 
     monkeypatch.setattr(cli_posterior, "build_estimator", build)
     write_table(spoiled_table(list(FAULTS)), tmp_path / "c.parquet")
@@ -52,7 +52,7 @@ def test_the_runs_own_catalogue(survey) -> None:
     table = read_posterior(survey / "out")
     assert np.array_equal(table["row"], pj.read_table(survey / "c.parquet")["id"])
     asked = table.meta["asked"]
-    assert asked["estimator"] == {"method": "npe", "prior": "learned", "samples": 0}
+    assert asked["estimator"] == {"method": "npe", "prior": "learned", "samples": 0, "grid": 0}
     assert (asked["seed"], asked["piece_rows"]) == (0, 10_000)
 
 

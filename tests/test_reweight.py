@@ -40,6 +40,24 @@ def test_the_average_counts_each_prior_by_its_share():
     np.testing.assert_allclose(found.mean(), 0.25 * 0.5 - 0.75 * 1.0, atol=0.05)
 
 
+def test_quantiles_are_those_of_interpolation():
+    rng = np.random.default_rng(2)
+    theta, weights = rng.standard_normal((3, 40, 2)), rng.random((3, 40)) + 0.01
+    weights /= weights.sum(axis=1, keepdims=True)
+    levels = np.array([0.0, 0.001, 0.16, 0.5, 0.84, 0.999, 1.0])
+    found = Weighted(theta, weights, np.ones(3)).quantiles(levels)
+    for galaxy, dim in np.ndindex(3, 2):
+        order = np.argsort(theta[galaxy, :, dim])
+        share = weights[galaxy, order]
+        wanted = np.interp(levels, np.cumsum(share) - 0.5 * share, theta[galaxy, order, dim])
+        np.testing.assert_allclose(found[galaxy, :, dim], wanted, atol=1e-12)
+
+
+def test_one_sample_is_every_quantile():
+    found = Weighted(np.array([[[0.3], [7.0]]]), np.array([[1.0, 0.0]]), np.ones(1)).quantiles(np.array([0.16, 0.5]))
+    np.testing.assert_allclose(found, 0.3)
+
+
 def test_resampling_keeps_the_moments():
     theta = broad()
     found = reweight(theta, np.zeros(theta.shape[:2]), log_normal(theta, 1.0, 1.0))

@@ -90,15 +90,23 @@ class Population:
             raise ValueError(
                 f"theta: the last axis of {theta.shape} must be the {len(self.space)} parameters {self.names}"
             )
-        many = theta.reshape(-1, len(self.space))
+        each, inside = self._densities(theta.reshape(-1, len(self.space)))
+        mixed = jax.scipy.special.logsumexp(each, axis=0, b=self.weights[:, None])
+        return jnp.where(inside, mixed, -jnp.inf).reshape(theta.shape[:-1])
+
+    def member_log_probs(self, theta: Float[Array, "num dim"]) -> Float[Array, "member num"]:
+        """Log density of each member by itself, -inf outside the bounds."""
+        each, inside = self._densities(theta)
+        return jnp.where(inside, each, -jnp.inf)
+
+    def _densities(self, many: Float[Array, "num dim"]) -> tuple[Float[Array, "member num"], Array]:
+        """Log densities of the members, and which galaxies are within the bounds; outside, a number that means nothing."""
         inside = self.space.inside(many)
         low = jnp.array([p.low for p in self.space.parameters])
         high = jnp.array([p.high for p in self.space.parameters])
         # The middle of the bounds stands in for outsiders, so that gradients stay finite.
         u = self.space.to_u(jnp.where(inside[:, None], many, 0.5 * (low + high)))
-        each = jax.vmap(lambda flow: flow.log_prob(u))(self.flows) - self.space.log_det(u)
-        mixed = jax.scipy.special.logsumexp(each, axis=0, b=self.weights[:, None])
-        return jnp.where(inside, mixed, -jnp.inf).reshape(theta.shape[:-1])
+        return jax.vmap(lambda flow: flow.log_prob(u))(self.flows) - self.space.log_det(u), inside
 
     def member(self, index: int) -> SplineFlow:
         """One flow of the ensemble, over u."""

@@ -109,6 +109,20 @@ def save_described(folder: Path, tree: object, name: str, what: str, version: in
     write_atomically(folder / name, (json.dumps(description, indent=2) + "\n").encode())
 
 
+def described_weights(path: Path) -> str:
+    """The checksum of the weights that a JSON file of `save_described` describes.
+
+    Raises:
+        StorageError: the file is missing or damaged.
+    """
+    try:
+        return str(json.loads(path.read_text())["weights_sha256"])
+    except FileNotFoundError:
+        raise StorageError(f"{path} does not exist") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{path} is damaged: {error}") from None
+
+
 def load_described(path: Path, what: str, version: int, hint: str) -> dict[str, Any]:
     """The fields that `save_described` wrote, of its own only `format_version`.
 

@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from popsed_jax.flags import Flag
+from popsed_jax.observe.forward import ForwardModel
+from popsed_jax.population.batching import map_batches
 from popsed_jax.population.model import Population
 from popsed_jax.posteriors.estimator import Columns, Rows
 from popsed_jax.posteriors.hmc import HMCConfig, sample_hmc
@@ -18,7 +20,7 @@ from popsed_jax.posteriors.novelty import FLAGGED
 from popsed_jax.posteriors.npe import NPE
 from popsed_jax.posteriors.photoz import COLUMNS, density_on_grid, summarise_pz
 from popsed_jax.posteriors.reweight import Weighted, log_flat, log_prob_of, member_log_probs, reweight
-from popsed_jax.posteriors.survey import LearnedSurvey, Photometry
+from popsed_jax.posteriors.survey import LEAST_KEPT, LearnedSurvey, Photometry
 
 PriorName = Literal["learned", "flat", "proposal"]
 NUM_GRID = 200
@@ -152,14 +154,23 @@ class NPEEstimator:
     def posterior(self, seed: int, photometry: Photometry) -> Weighted:
         """Weighted samples of each galaxy."""
         theta, _ = self.npe.sample(jax.random.key(seed), photometry, self.num_draws)
-        theta = np.asarray(theta)
         log_from = log_prob_of(self.npe.proposal, theta)
         if self.prior == "proposal":
             return reweight(theta, log_from, log_from)
         if self.prior == "flat":
             return reweight(theta, log_from, log_flat(self.population, theta))
-        log_to = member_log_probs(self.population, theta)
+        log_to = member_log_probs(self.population, theta) + self._log_selected(theta)
         return reweight(theta, log_from, log_to, np.asarray(self.population.weights))
+
+    def _log_selected(
+        self, theta: Float[np.ndarray, "galaxy sample dim"]
+    ) -> Float[np.ndarray, "galaxy sample"] | float:
+        """Log of what the selection does to the learned population, once the photometry is given."""
+        survey = self.npe.survey
+        if survey.selection_power == 0.0:
+            return 0.0
+        kept = map_batches(ForwardModel.detection, survey.forward, theta.reshape(-1, theta.shape[-1]))
+        return survey.selection_power * np.log(np.maximum(kept, LEAST_KEPT)).reshape(theta.shape[:2])
 
 
 @dataclasses.dataclass
@@ -202,7 +213,7 @@ class HMCEstimator:
         found = sample_hmc(
             jax.random.key(seed), self.survey, photometry_of(rows), self.config, network=self.network, learned=learned
         )
-        posterior = Weighted(np.asarray(found.theta), np.asarray(found.weights), found.ess)
+        posterior = Weighted(found.theta, found.weights, found.ess)
         at = self.survey.space.index("redshift")
         density = density_on_grid(posterior.theta[:, :, at], self.summary.grid, posterior.weights)
         flags: Int[np.ndarray, " galaxy"] = np.where(found.converged, 0, Flag.NOT_CONVERGED.value)

@@ -1,10 +1,10 @@
 """Posteriors of single galaxies by Hamiltonian Monte Carlo: NUTS on the fit's own likelihood, many galaxies at once.
 
-Under a learned population the chains of each member run in the base space of its flow, x ~ N(0, 1) -> u -> theta, where the
-prior is a standard normal: what photometry leaves open is as easy to sample as can be, and what it fixes is given to NUTS by
-the Fisher matrix at the starting point (Hoffman & Gelman 2014, arXiv:1111.4246; numpyro's). Chains start from draws of the
-prior that fit the galaxy. The posterior is the average of the members' posteriors by the members' weights, so that what is not
-known of the population is not known of the galaxy either.
+Chains run in the base space of a network's posterior of the galaxy, where the exact one is about a standard normal too; without
+a network in the base space of the population's flow, where the prior is, and NUTS gets the Fisher matrix at the starting
+point (Hoffman & Gelman 2014, arXiv:1111.4246; numpyro's). They start from draws of the network, or of the prior, that fit the
+galaxy. The posterior is the average of the members' posteriors by the members' weights, so that what is not known of the
+population is not known of the galaxy either.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer.hmc import hmc
 
 from popsed_jax._random import normal
+from popsed_jax.parameters import ParameterSpace
 from popsed_jax.population.blocks import in_threads
 from popsed_jax.posteriors.npe import NPE
-from popsed_jax.posteriors.survey import LearnedSurvey, Photometry, log_likelihood
+from popsed_jax.posteriors.survey import LearnedSurvey, Photometry, check_likelihood, log_likelihood
 from popsed_jax.posteriors.target import Lane, Target, potential_of
 
 _CANDIDATES = 16  # for each chain's starting point, with a network
@@ -118,19 +119,9 @@ def sample_hmc(
     if not learned:
         best = int(np.argmax(weights))  # whose calibration holds
         chosen, share = [best], np.ones(1)
+    check_likelihood(survey.forward.noise)
     num = len(photometry.flux)
-    u_redshift = np.zeros(num)
-    if redshift is not None:
-        bounds = space["redshift"]
-        outside = ~((redshift > bounds.low) & (redshift < bounds.high))
-        if outside.any():
-            where = int(np.argmax(outside))
-            raise ValueError(
-                f"redshift: {redshift[where]} of galaxy {where} is not between the bounds {bounds.low:g} and {bounds.high:g}"
-            )
-        middle = np.full((num, len(space)), [0.5 * (p.low + p.high) for p in space.parameters])
-        middle[:, space.index("redshift")] = redshift
-        u_redshift = np.asarray(space.to_u(jnp.asarray(middle)))[:, space.index("redshift")]
+    u_redshift = np.zeros(num) if redshift is None else _unconstrained(space, np.asarray(redshift, float))
     embedded = np.zeros((num, 0)) if network is None else network.embed(photometry)
     runs = []
     for number, member in enumerate(chosen):
@@ -150,6 +141,18 @@ def sample_hmc(
     converged = (r_hat <= config.max_r_hat) & (ess >= config.min_ess) & (divergent <= config.max_divergent)
     sample_weights = np.broadcast_to(np.repeat(share / each, each), (num, each * len(chosen)))
     return HMCPosterior(theta, sample_weights, r_hat, ess, divergent, converged)
+
+
+def _unconstrained(space: ParameterSpace, redshift: Float[np.ndarray, " galaxy"]) -> Float[np.ndarray, " galaxy"]:
+    """u of given redshifts."""
+    bounds = space["redshift"]
+    outside = ~((redshift > bounds.low) & (redshift < bounds.high))
+    if outside.any():
+        where = int(np.argmax(outside))
+        raise ValueError(
+            f"redshift: {redshift[where]} of galaxy {where} is not between the bounds {bounds.low:g} and {bounds.high:g}"
+        )
+    return np.asarray(ParameterSpace((bounds,)).to_u(jnp.asarray(redshift)[:, None]))[:, 0]
 
 
 def convergence(
@@ -203,16 +206,17 @@ def _library(key: Array, target: Target, num: int) -> tuple[Float[Array, "num fr
     return (jnp.delete(u, target.space.index("redshift"), axis=1) if target.fixed else x), flux
 
 
-def _starts(key: Array, target: Target, lane: Lane, library: tuple[Array, Array] | None, num: int) -> Array:
+def _starts(keys: Array, target: Target, lane: Lane, library: tuple[Array, Array] | None, num: int) -> Array:
     """Where a galaxy's chains start: different candidates, by how well they fit. (galaxy, chain, free)"""
-    key_draw, key_pick = jax.random.split(key)
     galaxies = len(lane.u_redshift)
+    draw_keys, pick_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     if library is None:
-        x = normal(key_draw, (galaxies, _CANDIDATES * num, target.dim))
-        every = jax.tree.map(lambda leaf: jnp.repeat(leaf, x.shape[1], axis=0), lane)
+        shape = (_CANDIDATES * num, target.dim)
+        x = jax.vmap(lambda key: normal(key, shape))(draw_keys)
+        every = jax.tree.map(lambda leaf: jnp.repeat(leaf, shape[0], axis=0), lane)
         flat = x.reshape(-1, target.dim)
         fit = -target.potentials(flat, every) - norm.logpdf(flat).sum(axis=1)
-        fit = fit.reshape(x.shape[:2])
+        fit = fit.reshape(galaxies, -1)
     else:
         x, fluxes = library
         noise = target.survey.noise(target.member)
@@ -222,7 +226,8 @@ def _starts(key: Array, target: Target, lane: Lane, library: tuple[Array, Array]
 
         fit, x = jax.vmap(fit_of)(lane.photometry), jnp.broadcast_to(x, (galaxies, *x.shape))
     # Tempered, so that the chains do not all start from the one best candidate.
-    fit = jnp.where(jnp.isfinite(fit), _TEMPER * fit, -jnp.inf) + jax.random.gumbel(key_pick, fit.shape)
+    luck = jax.vmap(lambda key: jax.random.gumbel(key, fit.shape[1:]))(pick_keys)
+    fit = jnp.where(jnp.isfinite(fit), _TEMPER * fit, -jnp.inf) + luck
     return jnp.take_along_axis(x, jax.lax.top_k(fit, num)[1][..., None], axis=1)
 
 
@@ -232,13 +237,12 @@ def _chains(
 ) -> tuple[Float[Array, "galaxy chain sample dim"], Bool[Array, "galaxy chain sample"]]:
     """All chains of some galaxies under one member, side by side."""
     num, chains = len(keys), config.num_chains
-    x = _starts(keys[0], target, lane, library, chains).reshape(num * chains, -1)
+    start_keys, keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    x = _starts(start_keys, target, lane, library, chains).reshape(num * chains, -1)
     lane = jax.tree.map(lambda leaf: jnp.repeat(leaf, chains, axis=0), lane)
     chain_keys = jax.vmap(partial(jax.random.split, num=chains))(keys).reshape(-1)
-    plain = target.network is None
-    metric = (
-        target.metrics(x, lane) if plain else jnp.broadcast_to(jnp.eye(target.dim), (len(x), target.dim, target.dim))
-    )
+    round_ = jnp.broadcast_to(jnp.eye(target.dim), (len(x), target.dim, target.dim))
+    metric = target.metrics(x, lane) if target.network is None else round_
     x, diverging = jax.vmap(partial(_chain, target, config))(chain_keys, x, lane, metric)
     every = jax.tree.map(lambda leaf: jnp.repeat(leaf, config.num_samples, axis=0), lane)
     theta = target.place(x.reshape(-1, target.dim), every).theta

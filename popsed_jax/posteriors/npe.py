@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from popsed_jax.flows.conditional import ConditionalConfig, ConditionalFlow, init_conditional
 from popsed_jax.parameters import ParameterSpace
+from popsed_jax.population.batching import map_batches
 from popsed_jax.population.model import Population
 from popsed_jax.posteriors.features import Features, build_features
 from popsed_jax.posteriors.frame import from_frame, to_frame
@@ -44,9 +45,9 @@ class NPEConfig:
         seed: of everything random.
     """
 
-    num_steps: int = 8000
-    batch_size: int = 1024
-    learning_rate: float = 1e-3
+    num_steps: int = 6000
+    batch_size: int = 512
+    learning_rate: float = 2e-3
     steps_per_chunk: int = 200
     seed: int = 0
     network: ConditionalConfig = dataclasses.field(default_factory=ConditionalConfig)
@@ -88,28 +89,28 @@ class NPE:
         self, key: Array, photometry: Photometry, num: int
     ) -> tuple[Float[np.ndarray, "galaxy sample dim"], Float[np.ndarray, "galaxy sample"]]:
         """Samples of each galaxy's theta under the proposal, and log of q(theta | photometry)."""
-        return _in_pieces(lambda i, piece: _sample(jax.random.fold_in(key, i), self, piece, num), photometry, _GALAXIES)
+        pieces = (np.arange(len(photometry.flux)), photometry)
+        return map_batches(_sampler(num), (key, self), pieces, _GALAXIES)
 
     def log_prob(
         self, theta: Float[np.ndarray, "galaxy sample dim"], photometry: Photometry
     ) -> Float[np.ndarray, "galaxy sample"]:
         """log q(theta | photometry) under the proposal."""
-        return _in_pieces(lambda _, piece: _log_prob(self, *piece), (theta, photometry), _GALAXIES)
+        return map_batches(_log_prob, self, (theta, photometry), _GALAXIES)
 
     def redshift_density(
         self, photometry: Photometry, grid: Float[np.ndarray, " grid"]
     ) -> Float[np.ndarray, "galaxy grid"]:
         """p(redshift | photometry) under the proposal on a grid within the bounds, exact."""
-        at = jnp.asarray(grid)
-        return _in_pieces(lambda _, piece: _redshift_density(self, piece, at), photometry, 64 * _GALAXIES)
+        return map_batches(_redshift_density, (self, jnp.asarray(grid)), photometry, 64 * _GALAXIES)
 
     def embed(self, photometry: Photometry) -> Float[np.ndarray, "galaxy embedding"]:
         """What the flow's densities depend on."""
-        return _in_pieces(lambda _, piece: _embed(self, piece), photometry, 64 * _GALAXIES)
+        return map_batches(_embed, self, photometry, 64 * _GALAXIES)
 
     def unlikeness(self, photometry: Photometry) -> tuple[Float[np.ndarray, " galaxy"], Float[np.ndarray, " galaxy"]]:
         """How unlike the training's galaxies each is, and the share of those that are as unlike. See `Novelty`."""
-        return _in_pieces(lambda _, piece: _unlikeness(self, piece), photometry, 64 * _GALAXIES)
+        return map_batches(_unlikeness, self, photometry, 64 * _GALAXIES)
 
 
 class TrainState(NamedTuple):
@@ -211,15 +212,21 @@ def _optimiser(config: NPEConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(5.0), optax.adam(rate))
 
 
-@partial(jax.jit, static_argnames="num")
-def _sample(key: Array, npe: NPE, photometry: Photometry, num: int) -> tuple[Array, Array]:
-    v, log_prob = npe.flow.sample_and_log_prob(key, npe.features(photometry), num)
-    framed = from_frame(npe.survey, v.reshape(-1, v.shape[-1]), _repeated(photometry, num))
-    return framed.theta.reshape(v.shape), log_prob - framed.log_det.reshape(log_prob.shape)
+@cache
+def _sampler(num: int) -> Callable[[tuple[Array, NPE], tuple[Array, Photometry]], tuple[Array, Array]]:
+    """Sampling of so many each, one function for each number: a fresh one would compile anew."""
+
+    def sample(model: tuple[Array, NPE], piece: tuple[Array, Photometry]) -> tuple[Array, Array]:
+        (key, npe), (number, photometry) = model, piece
+        v, log_prob = npe.flow.sample_and_log_prob(jax.random.fold_in(key, number[0]), npe.features(photometry), num)
+        framed = from_frame(npe.survey, v.reshape(-1, v.shape[-1]), _repeated(photometry, num))
+        return framed.theta.reshape(v.shape), log_prob - framed.log_det.reshape(log_prob.shape)
+
+    return sample
 
 
-@jax.jit
-def _log_prob(npe: NPE, theta: Array, photometry: Photometry) -> Array:
+def _log_prob(npe: NPE, piece: tuple[Array, Photometry]) -> Array:
+    theta, photometry = piece
     flat, every = theta.reshape(-1, theta.shape[-1]), _repeated(photometry, theta.shape[1])
     v, log_det = to_frame(npe.survey, npe.space.to_u(flat), every, npe.survey.forward.flux(flat))
     return npe.flow.log_prob(v.reshape(theta.shape), npe.features(photometry)) - log_det.reshape(theta.shape[:2])
@@ -229,34 +236,17 @@ def _repeated(photometry: Photometry, num: int) -> Photometry:
     return jax.tree.map(lambda leaf: jnp.repeat(leaf, num, axis=0), photometry)
 
 
-@jax.jit
-def _redshift_density(npe: NPE, photometry: Photometry, grid: Array) -> Array:
-    redshift = npe.space["redshift"]
-    alone = ParameterSpace((redshift,))
+def _redshift_density(model: tuple[NPE, Array], photometry: Photometry) -> Array:
+    npe, grid = model
+    alone = ParameterSpace((npe.space["redshift"],))
     u = alone.to_u(grid[:, None])
-    slope = alone.log_det(u)
     every = jnp.broadcast_to(u[:, 0], (len(photometry.flux), len(grid)))
-    return jnp.exp(npe.flow.log_prob_first(every, npe.features(photometry)) - slope)
+    return jnp.exp(npe.flow.log_prob_first(every, npe.features(photometry)) - alone.log_det(u))
 
 
-@jax.jit
 def _embed(npe: NPE, photometry: Photometry) -> Array:
     return npe.flow.embed(npe.features(photometry))
 
 
-@jax.jit
 def _unlikeness(npe: NPE, photometry: Photometry) -> tuple[Array, Array]:
     return npe.novelty(npe.features.colors(photometry))
-
-
-def _in_pieces(function: Callable[[int, Any], Any], arrays: Any, size: int) -> Any:
-    """A function of the piece's number and of so many galaxies, for any number of them: one shape, one program."""
-    arrays = jax.tree.map(np.asarray, arrays)
-    num = len(jax.tree.leaves(arrays)[0])
-    parts = []
-    for number, start in enumerate(range(0, num, size)):
-        rows = np.minimum(np.arange(start, start + size), num - 1)
-        parts.append(
-            jax.tree.map(np.asarray, function(number, jax.tree.map(lambda leaf, rows=rows: leaf[rows], arrays)))
-        )
-    return jax.tree.map(lambda *pieces: np.concatenate(pieces)[:num], *parts)

@@ -6,7 +6,6 @@ likelihood is the same (importance sampling: Robert & Casella 2004, sec. 3.3). T
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -19,7 +18,6 @@ from popsed_jax.population.model import Population
 
 # Below this effective sample size a weighted posterior is a handful of samples.
 LOW_ESS = 30.0
-LogProb = Callable[[Float[Array, "num dim"]], Float[Array, " num"]]
 
 
 class Weighted(NamedTuple):
@@ -48,11 +46,19 @@ class Weighted(NamedTuple):
         """Quantiles of each parameter: where the weights of the samples below, half of its own counted, reach the level."""
         order = np.argsort(self.theta, axis=1)
         values = np.take_along_axis(self.theta, order, axis=1)
-        sorted_weights = np.take_along_axis(np.broadcast_to(self.weights[..., None], values.shape), order, axis=1)
-        below = np.cumsum(sorted_weights, axis=1) - 0.5 * sorted_weights
+        weights = np.take_along_axis(np.broadcast_to(self.weights[..., None], values.shape), order, axis=1)
+        below = np.cumsum(weights, axis=1) - 0.5 * weights
+        last = values.shape[1] - 1
         found = np.empty((len(values), len(levels), values.shape[2]))
-        for galaxy, dim in np.ndindex(len(values), values.shape[2]):
-            found[galaxy, :, dim] = np.interp(levels, below[galaxy, :, dim], values[galaxy, :, dim])
+        for i, level in enumerate(levels):
+            rank = np.sum(below < level, axis=1, keepdims=True)
+            ends = [np.clip(rank - 1, 0, last), np.clip(rank, 0, last)]
+            (x_0, x_1), (y_0, y_1) = (
+                [np.take_along_axis(part, end, axis=1) for end in ends] for part in (below, values)
+            )
+            # Beyond the first and the last sample there is nothing between the two.
+            part = np.divide(level - x_0, x_1 - x_0, out=np.zeros_like(x_0), where=x_1 > x_0)
+            found[:, i] = (y_0 + np.clip(part, 0.0, 1.0) * (y_1 - y_0))[:, 0]
         return found
 
     def resample(self, rng: np.random.Generator, num: int) -> Float[np.ndarray, "galaxy draw dim"]:
@@ -116,10 +122,7 @@ def member_log_probs(
 
 
 def _member_log_probs(population: Population, theta: Float[Array, "num dim"]) -> Float[Array, "num member"]:
-    u = population.space.to_u(theta)
-    log_det = population.space.log_det(u)
-    each = jnp.stack([flow.log_prob(u) - log_det for flow in map(population.member, range(population.num_members))], -1)
-    return jnp.where(population.space.inside(theta)[:, None], each, -jnp.inf)
+    return population.member_log_probs(theta).T
 
 
 def log_prob_of(prior: object, theta: Float[np.ndarray, "galaxy sample dim"]) -> Float[np.ndarray, "galaxy sample"]:

@@ -19,7 +19,7 @@ from popsed_jax.posteriors.novelty import Novelty
 from popsed_jax.posteriors.npe import NPE
 from popsed_jax.posteriors.survey import LearnedSurvey
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 2  # from 2 on, descriptions carry a checksum of themselves
 DESCRIPTION = "npe.json"
 _PROPOSAL = "proposal"
 

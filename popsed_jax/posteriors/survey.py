@@ -16,6 +16,9 @@ from popsed_jax.observe.noise import NoiseModel
 from popsed_jax.parameters import ParameterSpace
 from popsed_jax.population.model import Population
 
+# Below this probability of being kept, a survey's galaxies are as good as none: its logarithm stays finite.
+LEAST_KEPT = 1e-12
+
 
 class Photometry(NamedTuple):
     """Galaxies as a survey quotes them.
@@ -107,6 +110,21 @@ class LearnedSurvey:
         return Photometry(observed, error, there)
 
 
+def check_likelihood(noise: NoiseModel) -> None:
+    """Refuse noise whose likelihood has no closed form; outside traced code.
+
+    Raises:
+        ValueError: correlated noise with tails, outliers or upper limits.
+    """
+    shape = noise.shape
+    tails = math.isfinite(shape.degrees_of_freedom) or shape.outlier_fraction > 0.0
+    if shape.correlation > 0.0 and (tails or bool(jnp.any(noise.limits > 0.0))):
+        raise ValueError(
+            "noise: a correlation together with degrees_of_freedom, outliers or upper limits has no likelihood in closed form; "
+            "set correlation = 0, or use the amortised posterior (--method npe), which needs none"
+        )
+
+
 def log_likelihood(
     photometry: Photometry, model: Float[Array, "*batch band"], noise: NoiseModel
 ) -> Float[Array, "*batch"]:
@@ -119,17 +137,9 @@ def log_likelihood(
     Args:
         photometry: one galaxy, or as many as in `model`.
         model: [maggies].
-
-    Raises:
-        ValueError: correlated noise with tails, outliers or limits, which has no closed form.
+        noise: of a kind that `check_likelihood` lets pass.
     """
     shape = noise.shape
-    tails = math.isfinite(shape.degrees_of_freedom) or shape.outlier_fraction > 0.0
-    if shape.correlation > 0.0 and tails:
-        raise ValueError(
-            "noise: a correlation together with degrees_of_freedom or outliers has no likelihood in closed form; set "
-            "correlation = 0, or use the amortised posterior (--method npe), which needs none"
-        )
     # What stands in a missing band must neither count nor spoil a gradient.
     flux = jnp.where(photometry.there, photometry.flux, model)
     error = jnp.where(photometry.there, photometry.error, noise.softening)

@@ -17,7 +17,7 @@ from popsed_jax.flows.conditional import ConditionalFlow
 from popsed_jax.flows.spline import SplineFlow
 from popsed_jax.parameters import ParameterSpace
 from popsed_jax.posteriors.frame import from_frame
-from popsed_jax.posteriors.survey import LearnedSurvey, Photometry, log_likelihood
+from popsed_jax.posteriors.survey import LEAST_KEPT, LearnedSurvey, Photometry, log_likelihood
 
 _EXCLUDED = 1e6  # minus log of a density outside the bounds: no chain goes there, and none meets an infinity
 
@@ -117,7 +117,7 @@ class Target:
         placed = self.place(x, lane)
         power, selected = self.survey.selection_power, jnp.zeros(len(x), x.dtype)
         if power != 0.0 and self.flow is not None:
-            selected = power * jnp.log(jnp.maximum(self.survey.forward.detection_of(placed.flux), 1e-12))
+            selected = power * jnp.log(jnp.maximum(self.survey.forward.detection_of(placed.flux), LEAST_KEPT))
         flux = self.survey.calibrated(placed.theta, placed.flux, self.member)
         return -(placed.log_prior + selected + log_likelihood(lane.photometry, flux, self.survey.noise(self.member)))
 
