@@ -101,6 +101,10 @@ def main() -> None:
     args = parser.parse_args()
     catalog, selection = read(args.data)
     config = settings(catalog, selection, args.fraction, args.seed, args.epochs)
+    if args.run is not None:
+        # In the run directory, so that posteriors find the galaxies again.
+        args.run.mkdir(parents=True, exist_ok=True)
+        config = dataclasses.replace(config, catalog=catalog.write(args.run / "galaxies.parquet"))
     result = pj.fit(catalog, config, out=args.run)
     if args.run is not None:
         pj.build_report(args.run)

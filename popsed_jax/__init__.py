@@ -28,9 +28,13 @@ if TYPE_CHECKING:
         read_catalog,
     )
     from popsed_jax.config import RunConfig, default_config, load_config, quick_config
+    from popsed_jax.estimators import build_estimator
+    from popsed_jax.learned import load_network, load_survey
     from popsed_jax.observe.calibration import CalibrationConfig
     from popsed_jax.population.mock import MockConfig, simulate_mock
     from popsed_jax.population.model import Population, load_population
+    from popsed_jax.posterior_run import read_posterior, run_posterior
+    from popsed_jax.posteriors.survey import Photometry
     from popsed_jax.priors import Prior, load_prior
     from popsed_jax.report import build_report
     from popsed_jax.run import FitResult, fit
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from popsed_jax.sps.galaxy import build_galaxy_model
     from popsed_jax.surveys import build_survey
     from popsed_jax.tables import read_table, write_table
+    from popsed_jax.train_npe import train_run
 
 __version__ = "0.1.0"
 __all__ = [
@@ -49,10 +54,12 @@ __all__ = [
     "FitResult",
     "MockConfig",
     "ModelConfig",
+    "Photometry",
     "Population",
     "Prior",
     "RunConfig",
     "build_catalog",
+    "build_estimator",
     "build_galaxy_model",
     "build_report",
     "build_survey",
@@ -60,13 +67,18 @@ __all__ = [
     "embedded_catalog_config",
     "fit",
     "load_config",
+    "load_network",
     "load_population",
     "load_prior",
+    "load_survey",
     "quick_config",
     "read_catalog",
+    "read_posterior",
     "read_table",
+    "run_posterior",
     "sample_run",
     "simulate_mock",
+    "train_run",
     "write_table",
 ]
 
@@ -79,10 +91,12 @@ _HOME = {
     "FitResult": "popsed_jax.run",
     "MockConfig": "popsed_jax.population.mock",
     "ModelConfig": "popsed_jax.sps.config",
+    "Photometry": "popsed_jax.posteriors.survey",
     "Population": "popsed_jax.population.model",
     "Prior": "popsed_jax.priors",
     "RunConfig": "popsed_jax.config",
     "build_catalog": "popsed_jax.catalog",
+    "build_estimator": "popsed_jax.estimators",
     "build_galaxy_model": "popsed_jax.sps.galaxy",
     "build_report": "popsed_jax.report",
     "build_survey": "popsed_jax.surveys",
@@ -90,13 +104,18 @@ _HOME = {
     "embedded_catalog_config": "popsed_jax.catalog",
     "fit": "popsed_jax.run",
     "load_config": "popsed_jax.config",
+    "load_network": "popsed_jax.learned",
     "load_population": "popsed_jax.population.model",
     "load_prior": "popsed_jax.priors",
+    "load_survey": "popsed_jax.learned",
     "quick_config": "popsed_jax.config",
     "read_catalog": "popsed_jax.catalog",
+    "read_posterior": "popsed_jax.posterior_run",
     "read_table": "popsed_jax.tables",
+    "run_posterior": "popsed_jax.posterior_run",
     "sample_run": "popsed_jax.sampling",
     "simulate_mock": "popsed_jax.population.mock",
+    "train_run": "popsed_jax.train_npe",
     "write_table": "popsed_jax.tables",
 }
 

@@ -27,7 +27,9 @@ def posterior_command(
         Path | None, typer.Option("--config", help="Settings (TOML) whose [catalog] replaces the run's.")
     ] = None,
     method: Annotated[Method, typer.Option("--method", help="A trained network, or sampling.")] = "npe",
-    prior: Annotated[str, typer.Option("--prior", help="learned, flat, or proposal (as trained).")] = "learned",
+    prior: Annotated[
+        str, typer.Option("--prior", help="learned, flat, or broad: flat as the survey keeps galaxies.")
+    ] = "learned",
     samples: Annotated[int, typer.Option("--samples", min=0, help="Samples to keep of each; 0: summaries.")] = 0,
     grid: Annotated[int, typer.Option("--grid", min=0, help="Points of p(redshift) to keep of each.")] = 0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")] = 0,

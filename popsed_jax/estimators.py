@@ -24,7 +24,7 @@ def build_estimator(
     Args:
         run: run directory.
         method: "npe", the run's network; "hmc", chains, in the network's coordinates where the run has one.
-        prior: "learned", "flat" (the analytic prior), or with a network "proposal" (as trained).
+        prior: "learned", "flat" (the analytic prior), or with a network "broad" (the same as the survey keeps its galaxies).
         num_samples: of each posterior that become columns; 0: summaries only.
         num_grid: points of p(redshift) that become a column; 0: its summaries only.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import jax.numpy as jnp
 
-from popsed_jax.catalog import read_catalog
+from popsed_jax.catalog import Catalog, read_catalog
 from popsed_jax.config import RunConfig, load_config
 from popsed_jax.observe.calibration import Calibration
 from popsed_jax.population.model import DESCRIPTION, Population, load_population
@@ -30,7 +31,7 @@ def load_survey(run: Path | str, number: int = 0) -> tuple[LearnedSurvey, tuple[
         number: which of the run's surveys.
 
     Raises:
-        StorageError: no population or no calibration there.
+        StorageError: no population or no calibration there, or the catalogue is not the one that was fitted.
         ValueError: no settings there, or fewer surveys.
     """
     run = Path(run)
@@ -44,6 +45,7 @@ def load_survey(run: Path | str, number: int = 0) -> tuple[LearnedSurvey, tuple[
     population = load_population(run / "population")
     calibration = load_calibration(run, population, config)[number]
     catalog = read_catalog(surveys[number].catalog, run)
+    _check_catalog(run, catalog, number)
     survey = LearnedSurvey(
         population,
         build_survey(catalog, config, number),
@@ -52,6 +54,21 @@ def load_survey(run: Path | str, number: int = 0) -> tuple[LearnedSurvey, tuple[
         tilt=config.fit.tilt,
     )
     return survey, catalog.bands
+
+
+def _check_catalog(run: Path, catalog: Catalog, number: int) -> None:
+    """Refuse another catalogue than the fit's: its noise and its missing bands would be another survey's."""
+    try:
+        metrics = json.loads((run / "metrics.json").read_text())
+        fitted = (metrics if number == 0 else list(metrics["surveys"].values())[number - 1])["catalog"]["checksum"]
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise StorageError(f"{run / 'metrics.json'} does not say which catalogue was fitted: fit again") from error
+    if catalog.checksum() != fitted:
+        raise StorageError(
+            f"{run}: the catalogue that config.toml describes ({catalog.name}) is not the one that was fitted. If its file has "
+            "changed, fit again; if the catalogue came from memory, write it with catalog.write(path) and put the settings "
+            "that this returns into config.toml's [catalog]"
+        )
 
 
 def load_calibration(run: Path, population: Population, config: RunConfig) -> tuple[Calibration, ...]:

@@ -119,6 +119,7 @@ def _survey_metrics(
             "name": catalog.name,
             "bands": list(catalog.bands),
             "filters": list(catalog.filters),
+            "checksum": catalog.checksum(),
             "num_rows_read": catalog.num_rows_read,
             "num_galaxies": len(catalog),
             "num_not_drawn": catalog.num_not_drawn,

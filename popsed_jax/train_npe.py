@@ -69,7 +69,7 @@ def _learn(
 ) -> tuple[NPE, np.ndarray, float]:
     """All chunks that are left, or as many as there were before an interrupt."""
     key_start, key_train = jax.random.split(jax.random.key(config.seed))
-    progress.say("Preparing the proposal: learned and flat galaxies as the survey keeps them")
+    progress.say("Preparing what to learn from: learned galaxies, and flat ones as the survey keeps them")
     simulator, npe, state = start_npe(key_start, survey, config)
     num_chunks = -(-config.num_steps // config.steps_per_chunk)
     losses, seconds = np.zeros(0), 0.0

@@ -29,6 +29,7 @@ print(json.dumps([old, libraries, state(), popsed_jax.__version__]))
 # What other packages do when imported (warning filters, Python's random state) is theirs; ours must add nothing to it.
 LIBRARIES = """
 import astropy.io.fits, astropy.table, corner, distrax, flax.linen, h5py, jinja2, matplotlib.pyplot, optax, ott, pyarrow
+import numpyro.infer, numpyro.diagnostics
 import rich, scipy.stats, sedpy.observate, typer, jaxtyping, ott.geometry.pointcloud, ott.solvers.linear
 """
 

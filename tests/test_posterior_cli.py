@@ -60,7 +60,7 @@ def test_options_reach_the_estimator_and_the_driver(survey) -> None:
     words = ["--method", "hmc", "--prior", "broad", "--samples", "7", "--seed", "3"]
     assert typed(survey / "run", "--out", survey / "out", *words).exit_code == 0
     asked = read_posterior(survey / "out").meta["asked"]
-    assert asked["estimator"] == {"method": "hmc", "prior": "broad", "samples": 7}
+    assert asked["estimator"] == {"method": "hmc", "prior": "broad", "samples": 7, "grid": 0}
     assert (asked["seed"], asked["piece_rows"]) == (3, 200)
     assert typed(survey / "run", "--out", survey / "out", "--piece-rows", "4", *words).exit_code == 0
     assert len(list((survey / "out").glob("*.parquet"))) == -(-len(FAULTS) // 4)

@@ -45,6 +45,16 @@ def npe(survey: LearnedSurvey) -> NPE:
     return trained
 
 
+def test_the_network_is_told_the_prior(galaxies, npe):
+    """Three labels, three posteriors, each galaxy with its own."""
+    labels = np.arange(16) % 3
+    mixed = npe.embed(galaxies[1], labels)
+    for label in range(3):
+        alone = npe.embed(galaxies[1], label)
+        np.testing.assert_allclose(mixed[labels == label], alone[labels == label], rtol=1e-4, atol=1e-5)
+        assert np.all(np.abs(mixed - alone)[labels != label].max(axis=1) > 1e-3)
+
+
 def test_the_frame_and_back(survey, galaxies):
     theta, seen = galaxies
     u = survey.space.to_u(jnp.asarray(theta))
@@ -77,7 +87,7 @@ def test_the_frames_determinant_is_the_jacobians(survey, galaxies):
 @pytest.mark.parametrize("networked", [False, True])
 def test_potentials_of_a_batch_are_those_of_single_chains(survey, galaxies, npe, networked):
     seen = Photometry(*(jnp.asarray(part[:4]) for part in galaxies[1]))
-    embedded = jnp.asarray(npe.embed(seen)) if networked else jnp.zeros((4, 0))
+    embedded = jnp.asarray(npe.embed(seen, 0)) if networked else jnp.zeros((4, 0))
     lane = Lane(seen, jnp.zeros(4), embedded)
     target = Target(survey, jnp.asarray(0), survey.population.member(0), npe.flow if networked else None)
     x = 0.3 * jax.random.normal(jax.random.key(4), (4, target.dim))
@@ -158,18 +168,18 @@ def test_chains_apart_have_not_converged():
 
 
 def test_a_networks_samples_carry_their_density(galaxies, npe):
-    theta, log_prob = npe.sample(jax.random.key(9), galaxies[1], 20)
+    theta, log_prob = npe.sample(jax.random.key(9), galaxies[1], 20, 1)
     assert theta.shape == (16, 20, len(npe.space))
     inside = np.asarray(npe.space.inside(jnp.asarray(theta)))
-    np.testing.assert_allclose(npe.log_prob(theta, galaxies[1])[inside], log_prob[inside], atol=5e-2)
+    np.testing.assert_allclose(npe.log_prob(theta, galaxies[1], 1)[inside], log_prob[inside], atol=5e-2)
 
 
 def test_the_redshifts_density_is_that_of_its_samples(galaxies, npe):
     bounds = npe.space["redshift"]
     grid = np.linspace(bounds.low, bounds.high, 2001)
-    density = npe.redshift_density(galaxies[1], grid)
+    density = npe.redshift_density(galaxies[1], grid, 2)
     np.testing.assert_allclose(np.trapezoid(density, grid, axis=1), 1.0, atol=0.02)
-    samples = npe.sample(jax.random.key(10), galaxies[1], 2000)[0][:, :, npe.space.index("redshift")]
+    samples = npe.sample(jax.random.key(10), galaxies[1], 2000, 2)[0][:, :, npe.space.index("redshift")]
     mean = np.trapezoid(density * grid, grid, axis=1)
     np.testing.assert_allclose(samples.mean(axis=1), mean, atol=5.0 * samples.std(axis=1).max() / np.sqrt(2000))
 
@@ -177,11 +187,11 @@ def test_the_redshifts_density_is_that_of_its_samples(galaxies, npe):
 @pytest.mark.parametrize("lost", [(0,), (1, 3), (0, 1, 2, 3)])
 def test_any_bands_may_be_missing(galaxies, npe, lost):
     seen = without(galaxies[1], *lost)
-    theta, log_prob = npe.sample(jax.random.key(11), seen, 8)
+    theta, log_prob = npe.sample(jax.random.key(11), seen, 8, 0)
     assert np.isfinite(theta).all()
     assert np.isfinite(log_prob).all()
     other = seen._replace(flux=np.where(seen.there, seen.flux, 7.0), error=np.where(seen.there, seen.error, 3.0))
-    np.testing.assert_allclose(npe.sample(jax.random.key(11), other, 8)[0], theta, rtol=1e-5)
+    np.testing.assert_allclose(npe.sample(jax.random.key(11), other, 8, 0)[0], theta, rtol=1e-5)
 
 
 def test_galaxies_like_no_other_are_found(galaxies, npe):
@@ -198,12 +208,12 @@ def test_a_network_is_read_back_as_it_was(tmp_path, survey, galaxies, npe):
     read, bands, meta = load_npe(tmp_path, survey)
     assert bands == BANDS
     assert meta == {"note": "a test"}
-    np.testing.assert_array_equal(
-        read.sample(jax.random.key(12), galaxies[1], 4)[0], npe.sample(jax.random.key(12), galaxies[1], 4)[0]
-    )
+    labels = np.arange(16) % 3
+    again, first = (each.sample(jax.random.key(12), galaxies[1], 4, labels)[0] for each in (read, npe))
+    np.testing.assert_array_equal(again, first)
 
 
-@pytest.mark.parametrize("prior", ["learned", "flat", "proposal"])
+@pytest.mark.parametrize("prior", ["learned", "flat", "broad"])
 def test_columns_are_those_that_are_described(survey, galaxies, npe, prior):
     flux, error = np.where(galaxies[1].there, galaxies[1].flux, np.nan), np.array(galaxies[1].error)
     flux[3, 1] = np.nan
@@ -236,6 +246,17 @@ def test_a_selection_on_observed_fluxes_is_taken_out_of_the_learned_prior(survey
     kept = map_batches(ForwardModel.detection, observed.forward, one.theta.reshape(-1, one.theta.shape[-1]))
     wanted = one.weights / np.maximum(kept, LEAST_KEPT).reshape(one.weights.shape)
     np.testing.assert_allclose(other.weights, wanted / wanted.sum(axis=1, keepdims=True), rtol=1e-4, atol=1e-7)
+
+
+def test_members_count_by_their_shares_alone(survey, galaxies, npe):
+    """Whatever the selection says of one member's samples, the average is over posteriors."""
+    cut = SelectionConfig((MagnitudeLimit("sdss_r0", 17.0, 0.3),), observed=True)
+    observed = npe.replace(survey=survey.replace(forward=survey.forward.replace(selection=cut)))
+    for network in (npe, observed):
+        found = NPEEstimator(BANDS, network, survey.population, "learned", Summary(survey.population), 20).posterior(
+            0, galaxies[1]
+        )
+        np.testing.assert_allclose(found.weights.reshape(16, 2, 10).sum(axis=2), [[0.6, 0.4]] * 16, rtol=1e-5)
 
 
 def test_damage_is_named(tmp_path, survey, npe):

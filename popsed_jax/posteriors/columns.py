@@ -9,20 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.special import softmax
 
 from popsed_jax.flags import Flag
 from popsed_jax.observe.forward import ForwardModel
 from popsed_jax.population.batching import map_batches
 from popsed_jax.population.model import Population
 from popsed_jax.posteriors.estimator import Columns, Rows
-from popsed_jax.posteriors.hmc import HMCConfig, sample_hmc
+from popsed_jax.posteriors.hmc import HMCConfig, HMCPosterior, sample_hmc
 from popsed_jax.posteriors.novelty import FLAGGED
 from popsed_jax.posteriors.npe import NPE
 from popsed_jax.posteriors.photoz import COLUMNS, density_on_grid, summarise_pz
-from popsed_jax.posteriors.reweight import Weighted, log_flat, log_prob_of, member_log_probs, reweight
-from popsed_jax.posteriors.survey import LEAST_KEPT, LearnedSurvey, Photometry
+from popsed_jax.posteriors.reweight import Weighted, as_prior, log_flat, log_prob_of, reweight
+from popsed_jax.posteriors.survey import LEAST_KEPT, LearnedSurvey, Photometry, counted_members
 
-PriorName = Literal["learned", "flat", "proposal"]
+PriorName = Literal["learned", "flat", "broad"]
 NUM_GRID = 200
 _LEVELS = np.array([0.16, 0.5, 0.84])
 
@@ -100,14 +101,15 @@ class Summary:
 
 @dataclasses.dataclass
 class NPEEstimator:
-    """Posteriors by a trained network, under the learned population, the analytic prior, or as trained.
+    """Posteriors by a trained network, under the learned population, the analytic prior, or a broad one.
 
     Args:
         bands: of the network.
         npe: the network.
         population: the learned one.
-        prior: "learned": the average over the population's members; "flat": the analytic prior; "proposal": as trained.
-        num_draws: samples behind the summaries.
+        prior: "learned": the average over the population's members; "flat": the analytic prior, by weights from "broad", the
+            analytic prior as the survey keeps its galaxies.
+        num_draws: samples behind the summaries, or a few more: as many of each member.
     """
 
     bands: tuple[str, ...]
@@ -121,6 +123,13 @@ class NPEEstimator:
         """Refuse an unknown prior."""
         if self.prior not in get_args(PriorName):
             raise ValueError(f"prior must be one of {', '.join(get_args(PriorName))}, got {self.prior!r}")
+
+    @property
+    def shares(self) -> dict[int, float]:
+        """The priors that samples are drawn under, by the network's label, and the share of each."""
+        if self.prior != "learned":
+            return {self.npe.broad: 1.0}
+        return dict(zip(*counted_members(self.population), strict=True))
 
     def describe(self) -> dict[str, tuple[str, str]]:
         """Unit and description of every column, in order."""
@@ -140,35 +149,45 @@ class NPEEstimator:
             return self.summary.blank() | {name: np.empty(0) for name in ("ess", "novelty", "novelty_p")}
         photometry = photometry_of(rows)
         posterior = self.posterior(seed, photometry)
-        if self.prior == "proposal":
-            density = self.npe.redshift_density(photometry, self.summary.grid)
-        else:
-            at = self.population.space.index("redshift")
-            density = density_on_grid(posterior.theta[:, :, at], self.summary.grid, posterior.weights)
         novelty, share = (np.asarray(part, float) for part in self.npe.unlikeness(photometry))
         flags = np.where(share < FLAGGED, Flag.OUT_OF_DISTRIBUTION.value, 0)
         flags |= np.where(posterior.low, Flag.LOW_ESS.value, 0)
         own = {"ess": posterior.ess, "novelty": novelty, "novelty_p": share, "flags": flags}
-        return self.summary.columns(posterior, density, seed) | own
+        return self.summary.columns(posterior, self._density(photometry, posterior), seed) | own
 
     def posterior(self, seed: int, photometry: Photometry) -> Weighted:
         """Weighted samples of each galaxy."""
-        theta, _ = self.npe.sample(jax.random.key(seed), photometry, self.num_draws)
-        log_from = log_prob_of(self.npe.proposal, theta)
-        if self.prior == "proposal":
-            return reweight(theta, log_from, log_from)
+        each = -(-self.num_draws // len(self.shares))
+        keys = jax.random.split(jax.random.key(seed), len(self.shares))
+        drawn = [self.npe.sample(key, photometry, each, label)[0] for key, label in zip(keys, self.shares, strict=True)]
+        theta = np.concatenate(drawn, axis=1)
         if self.prior == "flat":
-            return reweight(theta, log_from, log_flat(self.population, theta))
-        log_to = member_log_probs(self.population, theta) + self._log_selected(theta)
-        return reweight(theta, log_from, log_to, np.asarray(self.population.weights))
+            broad = as_prior(self.npe.proposal, self.npe.broad)
+            return reweight(theta, log_prob_of(broad, theta), log_flat(self.population, theta))
+        share = np.array(list(self.shares.values()))[:, None]
+        within = np.full((len(theta), len(share), each), 1.0 / each)
+        if self._selected:
+            within = softmax(self._log_selected(theta).reshape(within.shape), axis=2)
+        weights = (share * within).reshape(theta.shape[:2])
+        return Weighted(theta, weights, 1.0 / np.sum(weights**2, axis=1))
 
-    def _log_selected(
-        self, theta: Float[np.ndarray, "galaxy sample dim"]
-    ) -> Float[np.ndarray, "galaxy sample"] | float:
+    @property
+    def _selected(self) -> bool:
+        """Whether the selection tells more of a galaxy than its photometry does."""
+        return self.prior == "learned" and self.npe.survey.selection_power != 0.0
+
+    def _density(self, photometry: Photometry, posterior: Weighted) -> Float[np.ndarray, "galaxy grid"]:
+        """p(redshift) on the grid: exact where samples need no weights, else from these."""
+        grid = self.summary.grid
+        if self.prior == "flat" or self._selected:
+            at = self.population.space.index("redshift")
+            return density_on_grid(posterior.theta[:, :, at], grid, posterior.weights)
+        each = [share * self.npe.redshift_density(photometry, grid, label) for label, share in self.shares.items()]
+        return np.sum(each, axis=0)
+
+    def _log_selected(self, theta: Float[np.ndarray, "galaxy sample dim"]) -> Float[np.ndarray, "galaxy sample"]:
         """Log of what the selection does to the learned population, once the photometry is given."""
         survey = self.npe.survey
-        if survey.selection_power == 0.0:
-            return 0.0
         kept = map_batches(ForwardModel.detection, survey.forward, theta.reshape(-1, theta.shape[-1]))
         return survey.selection_power * np.log(np.maximum(kept, LEAST_KEPT)).reshape(theta.shape[:2])
 
@@ -209,13 +228,17 @@ class HMCEstimator:
         """Columns and flags of some galaxies."""
         if not len(rows.row):
             return self.summary.blank() | {name: np.empty(0) for name in ("ess", "r_hat", "divergent")}
-        learned = self.prior == "learned"
-        found = sample_hmc(
-            jax.random.key(seed), self.survey, photometry_of(rows), self.config, network=self.network, learned=learned
-        )
+        found = self.posterior(seed, photometry_of(rows))
         posterior = Weighted(found.theta, found.weights, found.ess)
         at = self.survey.space.index("redshift")
         density = density_on_grid(posterior.theta[:, :, at], self.summary.grid, posterior.weights)
         flags: Int[np.ndarray, " galaxy"] = np.where(found.converged, 0, Flag.NOT_CONVERGED.value)
         own = {"ess": found.ess, "r_hat": found.r_hat, "divergent": found.divergent, "flags": flags}
         return self.summary.columns(posterior, density, seed) | own
+
+    def posterior(self, seed: int, photometry: Photometry) -> HMCPosterior:
+        """Weighted samples of each galaxy, and how far to trust them."""
+        learned = self.prior == "learned"
+        return sample_hmc(
+            jax.random.key(seed), self.survey, photometry, self.config, network=self.network, learned=learned
+        )

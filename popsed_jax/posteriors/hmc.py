@@ -26,7 +26,7 @@ from popsed_jax._random import normal
 from popsed_jax.parameters import ParameterSpace
 from popsed_jax.population.blocks import in_threads
 from popsed_jax.posteriors.npe import NPE
-from popsed_jax.posteriors.survey import LearnedSurvey, Photometry, check_likelihood, log_likelihood
+from popsed_jax.posteriors.survey import LearnedSurvey, Photometry, check_likelihood, counted_members, log_likelihood
 from popsed_jax.posteriors.target import Lane, Target, potential_of
 
 _CANDIDATES = 16  # for each chain's starting point, with a network
@@ -114,15 +114,13 @@ def sample_hmc(
     """
     space = survey.space
     weights = np.asarray(survey.population.weights, float)
-    chosen = [int(i) for i in np.flatnonzero(weights > 0.01)] if members is None else list(members)
-    share = weights[chosen] / weights[chosen].sum()
+    chosen = counted_members(survey.population)[0] if members is None else list(members)
     if not learned:
-        best = int(np.argmax(weights))  # whose calibration holds
-        chosen, share = [best], np.ones(1)
+        chosen = [int(np.argmax(weights))]  # whose calibration holds
+    share = weights[chosen] / weights[chosen].sum()
     check_likelihood(survey.forward.noise)
     num = len(photometry.flux)
     u_redshift = np.zeros(num) if redshift is None else _unconstrained(space, np.asarray(redshift, float))
-    embedded = np.zeros((num, 0)) if network is None else network.embed(photometry)
     runs = []
     for number, member in enumerate(chosen):
         target = Target(
@@ -132,6 +130,8 @@ def sample_hmc(
             None if network is None else network.flow,
             fixed=redshift is not None,
         )
+        label = member if learned or network is None else network.broad
+        embedded = np.zeros((num, 0)) if network is None else network.embed(photometry, label)
         runs.append(_run_member(jax.random.fold_in(key, number), target, photometry, u_redshift, embedded, config))
     draws = np.stack([run[0] for run in runs])  # (member, galaxy, chain, sample, dim)
     divergent = np.mean([run[1] for run in runs], axis=(0, 2, 3))

@@ -1,7 +1,8 @@
 """Amortised posteriors: one network for all galaxies of a survey, whatever bands they lack. (Neural posterior estimation.)
 
-The network is trained on galaxies of a broad proposal (`popsed_jax.posteriors.simulate`), so that its samples can be taken to
-the learned population, to the analytic prior or to any other by weights, without training again.
+The network learns the posteriors under several priors at once, and is told which: each member of the learned population, with
+that member's calibration, and a broad one (`popsed_jax.posteriors.simulate`). Samples under the broad one can be taken to the
+analytic prior or to any other by weights, without training again.
 (Papamakarios & Murray 2016, arXiv:1605.06376; Greenberg+19, arXiv:1905.07488)
 """
 
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from popsed_jax.flows.conditional import ConditionalConfig, ConditionalFlow, init_conditional
 from popsed_jax.parameters import ParameterSpace
@@ -31,6 +32,7 @@ from popsed_jax.posteriors.survey import LearnedSurvey, Photometry
 
 _NUM_SCALE = 16384  # simulated galaxies by which features and u are scaled
 _GALAXIES = 16  # sampled at once
+Label = int | Int[np.ndarray, " galaxy"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +70,10 @@ class NPE:
 
     Attributes:
         survey: whose galaxies these are.
-        flow: q(v | features), see `popsed_jax.posteriors.frame`.
+        flow: q(v | features, label), see `popsed_jax.posteriors.frame`.
         features: photometry to features.
         novelty: how unlike the training's galaxies a galaxy is.
-        proposal: the prior that the network was trained under.
+        proposal: the priors that the network was trained under, by label: the learned members, then the broad one.
     """
 
     survey: LearnedSurvey
@@ -85,28 +87,43 @@ class NPE:
         """The galaxies' parameters."""
         return self.proposal.space
 
+    @property
+    def broad(self) -> int:
+        """The broad prior's label."""
+        return self.proposal.num_members - 1
+
+    def inputs(self, photometry: Photometry, label: Int[Array, " galaxy"]) -> Float[Array, "galaxy input"]:
+        """What the flow is given: the galaxy's features, and which prior is meant."""
+        told = jax.nn.one_hot(label, self.proposal.num_members, dtype=photometry.flux.dtype)
+        return jnp.concatenate([self.features(photometry), told], axis=1)
+
     def sample(
-        self, key: Array, photometry: Photometry, num: int
+        self, key: Array, photometry: Photometry, num: int, label: Label
     ) -> tuple[Float[np.ndarray, "galaxy sample dim"], Float[np.ndarray, "galaxy sample"]]:
-        """Samples of each galaxy's theta under the proposal, and log of q(theta | photometry)."""
-        pieces = (np.arange(len(photometry.flux)), photometry)
+        """Samples of each galaxy's theta, and log of q(theta | photometry).
+
+        Args:
+            label: of the prior, for all galaxies or for each.
+        """
+        pieces = (np.arange(len(photometry.flux)), photometry, _each(label, photometry))
         return map_batches(_sampler(num), (key, self), pieces, _GALAXIES)
 
     def log_prob(
-        self, theta: Float[np.ndarray, "galaxy sample dim"], photometry: Photometry
+        self, theta: Float[np.ndarray, "galaxy sample dim"], photometry: Photometry, label: Label
     ) -> Float[np.ndarray, "galaxy sample"]:
-        """log q(theta | photometry) under the proposal."""
-        return map_batches(_log_prob, self, (theta, photometry), _GALAXIES)
+        """log q(theta | photometry) under a prior."""
+        return map_batches(_log_prob, self, (theta, photometry, _each(label, photometry)), _GALAXIES)
 
     def redshift_density(
-        self, photometry: Photometry, grid: Float[np.ndarray, " grid"]
+        self, photometry: Photometry, grid: Float[np.ndarray, " grid"], label: Label
     ) -> Float[np.ndarray, "galaxy grid"]:
-        """p(redshift | photometry) under the proposal on a grid within the bounds, exact."""
-        return map_batches(_redshift_density, (self, jnp.asarray(grid)), photometry, 64 * _GALAXIES)
+        """p(redshift | photometry) under a prior on a grid within the bounds, exact."""
+        pieces = (photometry, _each(label, photometry))
+        return map_batches(_redshift_density, (self, jnp.asarray(grid)), pieces, 64 * _GALAXIES)
 
-    def embed(self, photometry: Photometry) -> Float[np.ndarray, "galaxy embedding"]:
-        """What the flow's densities depend on."""
-        return map_batches(_embed, self, photometry, 64 * _GALAXIES)
+    def embed(self, photometry: Photometry, label: Label) -> Float[np.ndarray, "galaxy embedding"]:
+        """What the flow's densities under a prior depend on."""
+        return map_batches(_embed, self, (photometry, _each(label, photometry)), 64 * _GALAXIES)
 
     def unlikeness(self, photometry: Photometry) -> tuple[Float[np.ndarray, " galaxy"], Float[np.ndarray, " galaxy"]]:
         """How unlike the training's galaxies each is, and the share of those that are as unlike. See `Novelty`."""
@@ -130,7 +147,7 @@ class TrainState(NamedTuple):
 
 
 def start_npe(key: Array, survey: LearnedSurvey, config: NPEConfig) -> tuple[Simulator, NPE, TrainState]:
-    """The proposal, the untrained network and its state."""
+    """What to learn from, the untrained network and its state."""
     keys = jax.random.split(key, 4)
     simulator = build_simulator(keys[0], survey, config.simulation, config.batch_size)
     plain = dataclasses.replace(simulator, config=dataclasses.replace(config.simulation, missing=0.0, noisy=0.0))
@@ -139,7 +156,7 @@ def start_npe(key: Array, survey: LearnedSurvey, config: NPEConfig) -> tuple[Sim
     features = build_features(seen, survey.forward.noise)
     flow = init_conditional(
         keys[2],
-        features.num,
+        features.num + simulator.proposal.num_members,
         survey.space.index("redshift"),
         config.network,
         jnp.median(v, axis=0),
@@ -165,10 +182,10 @@ def train_chunk(
 
     def step(state: TrainState, _: None) -> tuple[TrainState, Array]:
         u, flux, seen = simulator.simulate(jax.random.fold_in(key, state.step))
-        features, v = npe.features(seen), to_frame(npe.survey, u, seen, flux)[0]
+        inputs, v = npe.inputs(seen, simulator.labels), to_frame(npe.survey, u, seen, flux)[0]
 
         def loss(weights: Any) -> Array:
-            return -jnp.mean(dataclasses.replace(npe.flow, weights=weights).log_prob(v[:, None], features))
+            return -jnp.mean(dataclasses.replace(npe.flow, weights=weights).log_prob(v[:, None], inputs))
 
         value, grads = jax.value_and_grad(loss)(state.weights)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.weights)
@@ -213,39 +230,46 @@ def _optimiser(config: NPEConfig) -> optax.GradientTransformation:
 
 
 @cache
-def _sampler(num: int) -> Callable[[tuple[Array, NPE], tuple[Array, Photometry]], tuple[Array, Array]]:
+def _sampler(num: int) -> Callable[[tuple[Array, NPE], tuple[Array, Photometry, Array]], tuple[Array, Array]]:
     """Sampling of so many each, one function for each number: a fresh one would compile anew."""
 
-    def sample(model: tuple[Array, NPE], piece: tuple[Array, Photometry]) -> tuple[Array, Array]:
-        (key, npe), (number, photometry) = model, piece
-        v, log_prob = npe.flow.sample_and_log_prob(jax.random.fold_in(key, number[0]), npe.features(photometry), num)
+    def sample(model: tuple[Array, NPE], piece: tuple[Array, Photometry, Array]) -> tuple[Array, Array]:
+        (key, npe), (number, photometry, label) = model, piece
+        v, log_prob = npe.flow.sample_and_log_prob(
+            jax.random.fold_in(key, number[0]), npe.inputs(photometry, label), num
+        )
         framed = from_frame(npe.survey, v.reshape(-1, v.shape[-1]), _repeated(photometry, num))
         return framed.theta.reshape(v.shape), log_prob - framed.log_det.reshape(log_prob.shape)
 
     return sample
 
 
-def _log_prob(npe: NPE, piece: tuple[Array, Photometry]) -> Array:
-    theta, photometry = piece
+def _log_prob(npe: NPE, piece: tuple[Array, Photometry, Array]) -> Array:
+    theta, photometry, label = piece
     flat, every = theta.reshape(-1, theta.shape[-1]), _repeated(photometry, theta.shape[1])
     v, log_det = to_frame(npe.survey, npe.space.to_u(flat), every, npe.survey.forward.flux(flat))
-    return npe.flow.log_prob(v.reshape(theta.shape), npe.features(photometry)) - log_det.reshape(theta.shape[:2])
+    return npe.flow.log_prob(v.reshape(theta.shape), npe.inputs(photometry, label)) - log_det.reshape(theta.shape[:2])
 
 
 def _repeated(photometry: Photometry, num: int) -> Photometry:
     return jax.tree.map(lambda leaf: jnp.repeat(leaf, num, axis=0), photometry)
 
 
-def _redshift_density(model: tuple[NPE, Array], photometry: Photometry) -> Array:
-    npe, grid = model
+def _redshift_density(model: tuple[NPE, Array], piece: tuple[Photometry, Array]) -> Array:
+    (npe, grid), (photometry, label) = model, piece
     alone = ParameterSpace((npe.space["redshift"],))
     u = alone.to_u(grid[:, None])
     every = jnp.broadcast_to(u[:, 0], (len(photometry.flux), len(grid)))
-    return jnp.exp(npe.flow.log_prob_first(every, npe.features(photometry)) - alone.log_det(u))
+    return jnp.exp(npe.flow.log_prob_first(every, npe.inputs(photometry, label)) - alone.log_det(u))
 
 
-def _embed(npe: NPE, photometry: Photometry) -> Array:
-    return npe.flow.embed(npe.features(photometry))
+def _embed(npe: NPE, piece: tuple[Photometry, Array]) -> Array:
+    return npe.flow.embed(npe.inputs(*piece))
+
+
+def _each(label: Label, photometry: Photometry) -> Int[np.ndarray, " galaxy"]:
+    """A label for each galaxy."""
+    return np.broadcast_to(np.asarray(label, np.int32), len(photometry.flux))
 
 
 def _unlikeness(npe: NPE, photometry: Photometry) -> tuple[Array, Array]:

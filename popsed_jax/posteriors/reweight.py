@@ -6,6 +6,7 @@ likelihood is the same (importance sampling: Robert & Casella 2004, sec. 3.3). T
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -138,6 +139,12 @@ def log_prob_of(prior: object, theta: Float[np.ndarray, "galaxy sample dim"]) ->
         np.asarray(prior.log_prob(jnp.asarray(piece))) for piece in np.array_split(flat, max(1, len(flat) // 65536))
     ]
     return np.concatenate(pieces).reshape(theta.shape[:2])
+
+
+def as_prior(population: Population, number: int) -> Population:
+    """One member of a population, alone."""
+    alone = jax.tree.map(lambda leaf: leaf[number : number + 1], population.flows)
+    return dataclasses.replace(population, flows=alone, weights=jnp.ones(1, population.weights.dtype))
 
 
 def log_flat(

@@ -1,4 +1,4 @@
-"""What an amortised posterior learns from: galaxies of a broad proposal, under the survey's own noise and missing bands."""
+"""What an amortised posterior learns from: galaxies of the learned members and of a broad prior, as the survey records them."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class SimulationConfig:
     """The galaxies that a network learns from.
 
     Args:
-        broad: share of the analytic prior (flat between the bounds) in the proposal, as the survey would keep its galaxies; the
-            rest is the learned population. A share of each bounds the weights by which either is reached from the proposal.
+        broad: share of galaxies of the analytic prior (flat between the bounds), as the survey would keep them; the others are
+            the learned population's members'.
         missing: share of the galaxies that lose random bands beyond those that the survey lacks.
         noisy: share of the galaxies of which random bands are up to ten times as noisy as the survey's.
     """
@@ -47,11 +47,11 @@ class SimulationConfig:
 
 @flax.struct.dataclass
 class Simulator:
-    """Draws of the proposal, observed.
+    """Draws of all priors that a network learns, observed.
 
     Attributes:
         survey: the learned population, and how galaxies are recorded.
-        proposal: the mixture that galaxies are drawn from: the learned population's members, then the broad one.
+        proposal: the priors that galaxies are drawn from: the learned population's members, then the broad one.
         counts: galaxies of each of these in `batch`.
     """
 
@@ -65,8 +65,13 @@ class Simulator:
         """Galaxies of a draw."""
         return sum(self.counts)
 
+    @property
+    def labels(self) -> Int[Array, " batch"]:
+        """Which prior each galaxy of a batch is drawn from: the same number of each, each time."""
+        return jnp.asarray(np.repeat(np.arange(len(self.counts)), self.counts))
+
     def draw(self, key: Array) -> tuple[Float[Array, "batch dim"], Int[Array, " batch"]]:
-        """u of a batch of galaxies, the same number of each member's each time, and whose calibration each has."""
+        """u of a batch of galaxies, and whose calibration each has: its member's, or any member's if it is a broad one."""
         key_flow, key_member = jax.random.split(key)
         parts, members, learned = [], [], self.survey.population.num_members
         for i, count in enumerate(self.counts):
@@ -105,9 +110,9 @@ def _present(key: Array, shape: tuple[int, int], share: float) -> Array:
 
 
 def build_simulator(key: Array, survey: LearnedSurvey, config: SimulationConfig, batch: int) -> Simulator:
-    """The proposal: a flow is fitted to the analytic prior's galaxies as the survey keeps them, and mixed with the learned ones.
+    """What to draw from: the learned members, and a flow fitted to the analytic prior's galaxies as the survey keeps them.
 
-    The flow itself is the proposal, so that its density is exact however well it fits.
+    The flow itself is the broad prior, so that its density is exact however well it fits.
 
     Args:
         batch: galaxies of a draw.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from popsed_jax.flows.conditional import ConditionalConfig, init_conditional
 from popsed_jax.observe.noise import NUM_KNOTS, NoiseConfig, NoiseModel
-from popsed_jax.population.model import load_population
+from popsed_jax.population.model import Population, load_population
 from popsed_jax.population.space import ComparisonSpace
 from popsed_jax.population.storage import WEIGHTS, StorageError, load_described, load_tree, save_described
 from popsed_jax.posteriors.features import Features
@@ -19,13 +19,13 @@ from popsed_jax.posteriors.novelty import Novelty
 from popsed_jax.posteriors.npe import NPE
 from popsed_jax.posteriors.survey import LearnedSurvey
 
-FORMAT_VERSION = 2  # from 2 on, descriptions carry a checksum of themselves
+FORMAT_VERSION = 3  # from 3 on, networks are told the prior
 DESCRIPTION = "npe.json"
 _PROPOSAL = "proposal"
 
 
 def save_npe(folder: Path | str, npe: NPE, bands: tuple[str, ...], meta: dict[str, Any]) -> None:
-    """Write `weights.safetensors`, `npe.json` and the proposal into a folder.
+    """Write `weights.safetensors`, `npe.json` and the priors that it was trained under into a folder.
 
     Args:
         bands: names of the survey's bands, in order.
@@ -59,7 +59,7 @@ def load_npe(folder: Path | str, survey: LearnedSurvey) -> tuple[NPE, tuple[str,
         bands = tuple(str(band) for band in fields["bands"])
         network = ConditionalConfig(**fields["network"])
         sizes = {name: int(value) for name, value in fields["sizes"].items()}
-        like = _empty(len(bands), network, sizes, len(proposal.space), proposal.space.index("redshift"))
+        like = _empty(len(bands), network, sizes, proposal)
         meta = dict(fields["meta"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StorageError(f"{path} is damaged: {error}") from None
@@ -67,8 +67,9 @@ def load_npe(folder: Path | str, survey: LearnedSurvey) -> tuple[NPE, tuple[str,
     return NPE(survey, flow, features, novelty, proposal), bands, meta
 
 
-def _empty(num_bands: int, network: ConditionalConfig, sizes: dict[str, int], dim: int, first: int) -> tuple[Any, ...]:
+def _empty(num_bands: int, network: ConditionalConfig, sizes: dict[str, int], proposal: Population) -> tuple[Any, ...]:
     """Arrays of the shapes of a network's parts."""
+    dim, first = len(proposal.space), proposal.space.index("redshift")
     axes, band = sizes["num_axes"], jnp.zeros(num_bands)
     square, knots = jnp.zeros((num_bands, num_bands)), jnp.zeros((num_bands, NUM_KNOTS))
     space = ComparisonSpace(
@@ -81,5 +82,6 @@ def _empty(num_bands: int, network: ConditionalConfig, sizes: dict[str, int], di
     )
     noise = NoiseModel(band, band, knots, knots, knots, jnp.zeros((1, num_bands)), band, NoiseConfig())
     features = Features(space, band, square, noise)
-    flow = init_conditional(jax.random.key(0), features.num, first, network, jnp.zeros(dim), jnp.ones(dim))
+    inputs = features.num + proposal.num_members
+    flow = init_conditional(jax.random.key(0), inputs, first, network, jnp.zeros(dim), jnp.ones(dim))
     return flow, features, Novelty(jnp.zeros((sizes["num_known"], axes)), jnp.zeros(sizes["num_compared"]))

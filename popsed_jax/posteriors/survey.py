@@ -8,6 +8,7 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from popsed_jax.observe.calibration import Calibration, CalibrationModel
@@ -108,6 +109,13 @@ class LearnedSurvey:
         if self.forward.missing is not None:
             there = self.forward.missing.patterns[self.forward.missing.draw(key_missing, observed)]
         return Photometry(observed, error, there)
+
+
+def counted_members(population: Population) -> tuple[list[int], list[float]]:
+    """The members over which posteriors are averaged, those whose weight is above one in a hundred, and their shares."""
+    weights = np.asarray(population.weights, float)
+    chosen = np.flatnonzero(weights > 0.01)
+    return chosen.tolist(), (weights[chosen] / weights[chosen].sum()).tolist()
 
 
 def check_likelihood(noise: NoiseModel) -> None:
