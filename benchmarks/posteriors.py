@@ -3,18 +3,21 @@
 popsed-jax fit && popsed-jax train-npe runs/sdss_galaxies
 python benchmarks/posteriors.py --run runs/sdss_galaxies [--parts calibration agreement real speed]
 
-calibration: ranks (SBC) and coverage (TARP) of simulated galaxies under the proposal, and under the learned population after
-    the change of prior.
+calibration: ranks (SBC) and coverage (TARP) of simulated galaxies: the network's under the broad prior and the learned
+    population, those of the one taken to the other by weights, and chains.
 agreement: the network against chains on the same simulated galaxies.
-real: the run's own galaxies against their spectroscopic redshifts, under the learned population, the analytic prior, and with
-    the control that knows n(z) alone; beside a random forest that was given the redshifts of the other half.
+real: the run's own galaxies against their spectroscopic redshifts, by network and chains, under the learned population and
+    under the broad and flat priors, and the control that knows n(z) alone; beside a random forest that was given the redshifts
+    of the other half.
 speed: galaxies per second.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,48 +32,107 @@ from popsed_jax.config import load_config
 from popsed_jax.diagnostics.calibration import sbc_ranks, tarp, uniformity
 from popsed_jax.diagnostics.photoz import photoz_metrics, point_metrics, trainz
 from popsed_jax.diagnostics.twosample import classifier_accuracy
+from popsed_jax.flags import Flag
 from popsed_jax.learned import load_network, load_survey
-from popsed_jax.posteriors.columns import NPEEstimator, Summary
+from popsed_jax.plots_posterior import plot_ranks, plot_redshifts, plot_screening, plot_stack, plot_tarp
+from popsed_jax.population.model import Population
+from popsed_jax.posteriors.columns import HMCEstimator, NPEEstimator, Summary
 from popsed_jax.posteriors.estimator import Rows
-from popsed_jax.posteriors.hmc import HMCConfig, sample_hmc
+from popsed_jax.posteriors.hmc import HMCConfig, HMCPosterior, sample_hmc
 from popsed_jax.posteriors.npe import NPE
+from popsed_jax.posteriors.photoz import screening_curve, summarise_pz
+from popsed_jax.posteriors.reweight import Weighted, as_prior, log_prob_of, member_log_probs, reweight
 from popsed_jax.posteriors.survey import LearnedSurvey, Photometry
 
 PARTS = ("calibration", "agreement", "real", "speed")
 
 
-def simulated(survey: LearnedSurvey, population: Any, seed: int, num: int) -> tuple[np.ndarray, Photometry]:
-    """Galaxies of a population as the survey quotes them."""
+def simulated(
+    survey: LearnedSurvey, population: Population, seed: int, num: int, label: int | None = None
+) -> tuple[np.ndarray, Photometry]:
+    """Galaxies of a population, or of one of a network's priors, as the survey quotes them."""
+    if label is not None:
+        population = as_prior(population, label)
     theta, member = population.sample_members(jax.random.key(seed), num)
-    member = np.minimum(np.asarray(member), survey.population.num_members - 1)
+    if label is not None:
+        # The broad prior's galaxies have any member's calibration, as in the training.
+        member = jax.random.choice(
+            jax.random.key(seed + 2), survey.population.num_members, (num,), p=survey.population.weights
+        )
     seen = jax.jit(LearnedSurvey.observe)(survey, jax.random.key(seed + 1), theta, member)
     return np.asarray(theta, float), Photometry(*map(np.asarray, seen))
 
 
-def calibration(survey: LearnedSurvey, npe: NPE, estimators: dict[str, NPEEstimator], num: int) -> list[dict[str, Any]]:
-    rows = []
-    for prior, population in (("proposal", npe.proposal), ("learned", survey.population)):
-        theta, seen = simulated(survey, population, 100, num)
-        posterior = estimators[prior].posterior(1, seen)
+def calibration(survey: LearnedSurvey, npe: NPE, num: int, num_hmc: int, figures: Path) -> list[dict[str, Any]]:
+    """Ranks and coverage of each method under each prior."""
+    bare = npe.replace(survey=survey.replace(tilt=0.0))  # these galaxies are the population's, whatever is kept of them
+    summary = Summary(survey.population)
+    broad, learned = (NPEEstimator((), bare, survey.population, prior, summary) for prior in ("broad", "learned"))
+    of_learned = simulated(survey, survey.population, 100, num)
+    fewer = slice(num_hmc)
+    cases = {
+        "network, broad prior": (
+            simulated(survey, npe.proposal, 100, num, npe.broad),
+            lambda seen: broad.posterior(1, seen),
+        ),
+        "network, learned population": (of_learned, lambda seen: learned.posterior(1, seen)),
+        "network, broad prior taken to the learned population by weights": (
+            of_learned,
+            lambda seen: changed(dataclasses.replace(broad, num_draws=4000), seen),
+        ),
+        "chains, learned population": (
+            (of_learned[0][fewer], Photometry(*(part[fewer] for part in of_learned[1]))),
+            lambda seen: thinned(sample_hmc(jax.random.key(2), bare.survey, seen, HMCConfig(), network=npe)),
+        ),
+    }
+    rows, ranks, curves = [], {}, {}
+    for name, ((theta, seen), posterior_of) in cases.items():
+        if not len(theta):
+            continue
+        posterior = posterior_of(seen)
         rng = np.random.default_rng(0)
-        ranks = sbc_ranks(np.asarray(posterior.theta), theta, rng, posterior.weights)
-        tests = [uniformity(ranks[:, i], rng) for i in range(ranks.shape[1])]
-        gap = tarp(np.asarray(posterior.theta), theta, rng, posterior.weights).largest_gap
+        rank = sbc_ranks(np.asarray(posterior.theta), theta, rng, posterior.weights)
+        tests = [uniformity(rank[:, i], rng) for i in range(rank.shape[1])]
+        curves[name] = tarp(np.asarray(posterior.theta), theta, rng, posterior.weights)
+        labels = [p.label for p in survey.space.parameters]
+        ranks[name] = dict(zip(labels, rank.T, strict=True))
         rows.append(
             {
-                "prior": prior,
-                "galaxies": num,
+                "posteriors": name,
+                "galaxies": len(theta),
                 "KS p > 0.05": f"{sum(test.p_value > 0.05 for test in tests)} of {len(tests)}",
                 "smallest p": min(test.p_value for test in tests),
                 "redshift PIT p": tests[survey.space.index("redshift")].p_value,
-                "largest TARP gap": gap,
-                "median ESS of 500": float(np.median(posterior.ess)),
+                "largest TARP gap": curves[name].largest_gap,
+                "samples": posterior.theta.shape[1],
+                "median ESS": float(np.median(posterior.ess)),
+                "flagged": float(np.mean(posterior.low)),
             }
         )
+        print(rows[-1], flush=True)
+    plot_tarp(curves).savefig(figures / "coverage.png", dpi=110)
+    for name, rank in zip(("broad", "learned", "changed", "chains"), ranks.values(), strict=False):
+        plot_ranks(rank).savefig(figures / f"ranks_{name}.png", dpi=110)
     return rows
 
 
+def changed(estimator: NPEEstimator, seen: Photometry) -> Weighted:
+    """Samples under the broad prior, with the weights of the learned population's members."""
+    npe, population = estimator.npe, estimator.population
+    drawn = estimator.posterior(3, seen).theta
+    log_from = log_prob_of(as_prior(npe.proposal, npe.broad), drawn)
+    return reweight(drawn, log_from, member_log_probs(population, drawn), np.asarray(population.weights))
+
+
+def thinned(chains: HMCPosterior, num: int = 100) -> Weighted:
+    """Chains as about independent samples."""
+    pick = np.linspace(0, chains.theta.shape[1] - 1, num).round().astype(int)
+    weights = chains.weights[:, pick]
+    return Weighted(chains.theta[:, pick], weights / weights.sum(axis=1, keepdims=True), chains.ess)
+
+
 def agreement(survey: LearnedSurvey, npe: NPE, estimator: NPEEstimator, num: int) -> list[dict[str, Any]]:
+    """Networks against chains on the same galaxies."""
     _, seen = simulated(survey, survey.population, 200, num)
     start = time.perf_counter()
     chains = sample_hmc(jax.random.key(2), survey, seen, HMCConfig(), network=npe)
@@ -84,19 +146,23 @@ def agreement(survey: LearnedSurvey, npe: NPE, estimator: NPEEstimator, num: int
         pick = exact[galaxy][rng.choice(exact.shape[1], 400, p=chains.weights[galaxy] / chains.weights[galaxy].sum())]
         width = np.maximum(pick.std(axis=0), 1e-6)
         distance[galaxy] = [
-            wasserstein_distance(drawn[galaxy, :, i], pick[:, i]) / width[i] for i in range(drawn.shape[2])
+            wasserstein_distance(drawn[galaxy, :, i], exact[galaxy, :, i], None, chains.weights[galaxy]) / width[i]
+            for i in range(drawn.shape[2])
         ]
         accuracy[galaxy] = classifier_accuracy(
             (drawn[galaxy] - pick.mean(axis=0)) / width, (pick - pick.mean(axis=0)) / width
         )
     done = chains.converged
+    medians = np.median(distance[done], axis=0) if done.any() else np.full(distance.shape[1], np.nan)
     return [
         {
             "galaxies": num,
             "converged": float(done.mean()),
             "median R-hat": float(np.median(chains.r_hat)),
             "median ESS": float(np.median(chains.ess)),
-            "worst median W1 [sigma]": float(np.median(distance[done], axis=0).max()) if done.any() else None,
+            "worst parameter": survey.space.names[int(np.argmax(medians))],
+            "its median W1 [sigma]": float(medians.max()),
+            "median of the medians": float(np.median(medians)),
             "median C2ST": float(np.median(accuracy[done])) if done.any() else None,
             "all: worst median W1 [sigma]": float(np.median(distance, axis=0).max()),
             "all: median C2ST": float(np.median(accuracy)),
@@ -105,29 +171,56 @@ def agreement(survey: LearnedSurvey, npe: NPE, estimator: NPEEstimator, num: int
     ]
 
 
-def real(catalog: pj.Catalog, estimators: dict[str, NPEEstimator], num: int) -> list[dict[str, Any]]:
+def real(
+    catalog: pj.Catalog,
+    estimators: dict[str, NPEEstimator | HMCEstimator],
+    num: int,
+    num_hmc: int,
+    figures: Path,
+) -> list[dict[str, Any]]:
+    """Redshifts of the run's own galaxies."""
     assert catalog.redshift is not None
     known = np.flatnonzero(np.isfinite(catalog.redshift))
     order = np.random.default_rng(5).permutation(known)
     train, test = order[: len(order) // 2], order[len(order) // 2 :][:num]
-    truth = catalog.redshift[test]
-    rows = Rows(catalog.flux[test], catalog.flux_error[test], truth, catalog.row[test])
-    table = []
-    for prior in ("learned", "flat"):
-        columns = estimators[prior](7, rows)
-        grid = estimators[prior].summary.grid
+    table, stacks, screens = [], {}, {}
+    for name, estimator in estimators.items():
+        some = test if isinstance(estimator, NPEEstimator) else test[:num_hmc]
+        if not len(some):
+            continue
+        truth = catalog.redshift[some]
+        columns = estimator(7, Rows(catalog.flux[some], catalog.flux_error[some], truth, catalog.row[some]))
+        grid = estimator.summary.grid
         metrics = photoz_metrics(columns["redshift"], grid, columns["pz"], truth, np.random.default_rng(0))
-        table.append({"prior": prior, "flagged": float(np.mean(columns["flags"] > 0)), **flat(metrics)})
+        table.append({"posteriors": name, "galaxies": len(some), **flagged(columns["flags"]), **flat(metrics)})
+        print(table[-1], flush=True)
+        if len(some) == len(test):
+            stacks[name] = columns["pz"]
+        if name == "network, learned population":
+            plot_redshifts(columns["redshift"], truth, metrics).savefig(figures / "redshifts.png", dpi=110)
+            for by in ("pz_width", "pz_entropy", "z_conf", "pz_peaks"):
+                screens[f"by {by}"] = screening_curve(columns, truth, by, np.random.default_rng(0), point="redshift")
+    truth = catalog.redshift[test]
+    plot_stack(grid, stacks, truth).savefig(figures / "stack.png", dpi=110)
+    plot_screening(screens).savefig(figures / "screening.png", dpi=110)
     control = trainz(catalog.redshift[train], grid, len(test))
     middle = np.full(len(test), np.median(catalog.redshift[train]))
     alone = photoz_metrics(middle, grid, control, truth, np.random.default_rng(0))
-    table.append({"prior": "n(z) alone", "flagged": 0.0, **flat(alone)})
+    table.append({"posteriors": "n(z) of the others", "galaxies": len(test), **flat(alone)})
     forest = RandomForestRegressor(200, min_samples_leaf=3, n_jobs=2, random_state=0)
     forest.fit(inputs(catalog, train), catalog.redshift[train])
     points = point_metrics(forest.predict(inputs(catalog, test)), truth, np.random.default_rng(0))
-    table.append({"prior": "random forest, given redshifts", "flagged": 0.0, **flat(points)})
+    table.append({"posteriors": "random forest, given redshifts", "galaxies": len(test), **flat(points)})
     names = list(table[0])
     return [{name: row.get(name) for name in names} for row in table]
+
+
+def flagged(flags: np.ndarray) -> dict[str, float]:
+    """Shares of the galaxies that are not to be trusted, and why."""
+    return {
+        "low ESS or not converged": float(np.mean(flags & (Flag.LOW_ESS | Flag.NOT_CONVERGED) != 0)),
+        "unlike the simulated": float(np.mean(flags & Flag.OUT_OF_DISTRIBUTION != 0)),
+    }
 
 
 def inputs(catalog: pj.Catalog, rows: np.ndarray) -> np.ndarray:
@@ -145,26 +238,35 @@ def flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def speed(survey: LearnedSurvey, npe: NPE, estimators: dict[str, NPEEstimator], num: int) -> list[dict[str, Any]]:
+    """Galaxies a second, compilation apart."""
     _, seen = simulated(survey, survey.population, 300, num)
-    grid = estimators["proposal"].summary.grid
+    grid = estimators["learned"].summary.grid
     chains = Photometry(*(part[:128] for part in seen))
     config = HMCConfig()
-    work = {
-        "500 samples, as trained": (lambda: npe.sample(jax.random.key(1), seen, 500), num),
-        "500 samples and weights, learned prior": (lambda: estimators["learned"].posterior(1, seen), num),
-        "p(redshift) on 200 points": (lambda: npe.redshift_density(seen, grid), num),
-        "HMC": (lambda: sample_hmc(jax.random.key(1), survey, chains, config, network=npe), 128),
+    work: dict[str, tuple[Callable[[], Any], int]] = {
+        "network: 500 samples, broad prior": (lambda: estimators["broad"].posterior(1, seen), num),
+        "network: 500 samples, learned population": (lambda: estimators["learned"].posterior(1, seen), num),
+        "network: 500 samples, analytic prior by weights": (lambda: estimators["flat"].posterior(1, seen), num),
+        "network: p(redshift) and its summary": (
+            lambda: summarise_pz(grid, npe.redshift_density(seen, grid, npe.broad)),
+            num,
+        ),
+        "chains, learned population": (
+            lambda: sample_hmc(jax.random.key(1), survey, chains, config, network=npe),
+            len(chains.flux),
+        ),
     }
     rows = []
     for name, (run, count) in work.items():
         found = run()
         times = []
-        for _ in range(1 if name == "HMC" else 3):
+        for _ in range(1 if name.startswith("chains") else 3):
             start = time.perf_counter()
             found = run()
             times.append(time.perf_counter() - start)
-        ess = float(np.median(found.ess)) if name == "HMC" else None
+        ess = float(np.median(found.ess)) if hasattr(found, "ess") else None
         rows.append({"what": name, "galaxies/s": count / min(times), "median ESS": ess})
+        print(rows[-1], flush=True)
     return rows
 
 
@@ -175,6 +277,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=1000, help="simulated galaxies of the calibration")
     parser.add_argument("--num-agreement", type=int, default=100)
     parser.add_argument("--num-real", type=int, default=5000)
+    parser.add_argument("--num-hmc", type=int, default=1000, help="of all these, those that get chains")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder")
     args = parser.parse_args()
     survey, bands = load_survey(args.run)
@@ -182,26 +285,25 @@ def main() -> None:
     if npe is None:
         parser.error(f"{args.run} has no network: popsed-jax train-npe {args.run}")
     catalog = pj.read_catalog(load_config(args.run / "config.toml").catalog, args.run)
-    summary = Summary(survey.population, num_grid=400)
-    estimators = {
-        prior: NPEEstimator(bands, npe, survey.population, prior, summary) for prior in ("learned", "flat", "proposal")
-    }
+    figures = args.out / f"posteriors_{catalog.name}"
+    figures.mkdir(parents=True, exist_ok=True)
+    population, summary = survey.population, Summary(survey.population, num_grid=400)
+    networks = {prior: NPEEstimator(bands, npe, population, prior, summary) for prior in ("learned", "broad", "flat")}
+    words = {"learned": "learned population", "broad": "broad prior", "flat": "flat prior"}
+    estimators = {f"network, {words[prior]}": networks[prior] for prior in ("learned", "broad", "flat")}
+    for prior in ("learned", "flat"):
+        estimators[f"chains, {words[prior]}"] = HMCEstimator(bands, survey, npe, prior, summary)
     run = {
-        "calibration": lambda: calibration(survey, npe, estimators, args.num),
-        "agreement": lambda: agreement(survey, npe, estimators["learned"], args.num_agreement),
-        "real": lambda: real(catalog, estimators, args.num_real),
-        "speed": lambda: speed(survey, npe, estimators, args.num),
+        "calibration": lambda: calibration(survey, npe, args.num, args.num_hmc, figures),
+        "agreement": lambda: agreement(survey, npe, networks["learned"], args.num_agreement),
+        "real": lambda: real(catalog, estimators, args.num_real, args.num_hmc, figures),
+        "speed": lambda: speed(survey, npe, networks, args.num),
     }
     for part in args.parts:
         rows = run[part]()
         out = args.out / f"posteriors_{catalog.name}_{part}.json"
-        finish(
-            f"{catalog.name}: {part}",
-            list(rows[0]),
-            [list(row.values()) for row in rows],
-            out,
-            {"run": str(args.run.name)},
-        )
+        table = [list(row.values()) for row in rows]
+        finish(f"{catalog.name}: {part}", list(rows[0]), table, out, {"run": str(args.run.name)})
 
 
 if __name__ == "__main__":

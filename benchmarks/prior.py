@@ -1,10 +1,8 @@
-"""What a prior costs: loading it, its memory, evaluations of its density; beside a diffusion model of pop-cosmos's class.
+"""What a prior costs: loading it, its memory, evaluations of its density. (`diffusion.py` compares with a diffusion density.)
 
     python benchmarks/prior.py [POPULATION_FOLDER]
 
-Without a folder, four flows of the default size with random weights: the cost does not depend on them. The diffusion model is a
-probability-flow ODE in 16 dimensions (Song+21; Thorp+24): a network of three hidden layers of 128, the exact divergence by 16
-tangents, and an adaptive solver at its default tolerances.
+Without a folder, four flows of the default size with random weights: the cost does not depend on them.
 """
 
 from __future__ import annotations
@@ -21,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from common import finish
-from jax.experimental.ode import odeint
 
 import popsed_jax as pj
 from popsed_jax.flows.spline import FlowConfig, init_flow
@@ -40,7 +37,6 @@ import popsed_jax
 prior = popsed_jax.load_prior(sys.argv[1])
 print(json.dumps([time.perf_counter() - start, time.perf_counter() - middle, resident() - before]))
 """
-DIFFUSION_DIM, DIFFUSION_WIDTH, DIFFUSION_BATCH = 16, 128, 100
 
 
 def random_population(folder: Path) -> Path:
@@ -60,23 +56,6 @@ def rate(function, *args) -> float:
         jax.block_until_ready(function(*args))
         times.append(time.perf_counter() - start)
     return len(args[-1]) / min(times)
-
-
-def diffusion_log_prob(weights: list[jax.Array], x: jax.Array) -> jax.Array:
-    """Log density of a probability flow, its divergence exact; all rows share the solver's steps."""
-
-    def velocity(x: jax.Array, t: jax.Array) -> jax.Array:
-        h = jnp.append(x, t)
-        for matrix in weights[:-1]:
-            h = jnp.tanh(h @ matrix)
-        return h @ weights[-1]
-
-    def slope(state: tuple[jax.Array, jax.Array], t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        jacobian = jax.vmap(jax.jacfwd(velocity), (0, None))(state[0], t)
-        return jax.vmap(velocity, (0, None))(state[0], t), jnp.trace(jacobian, axis1=1, axis2=2)
-
-    ends, change = odeint(slope, (x, jnp.zeros(len(x))), jnp.array([0.0, 1.0]), rtol=1e-5, atol=1e-5)
-    return jax.scipy.stats.norm.logpdf(ends[-1]).sum(axis=-1) + change[-1]
 
 
 def main() -> None:
@@ -110,17 +89,6 @@ def main() -> None:
         rows.append(["gradient / s, 20000 NumPy rows in blocks", rate(arrays.grad_log_prob, np.asarray(theta))])
         cube = jax.random.uniform(jax.random.key(1), (20_000, prior.dim))
         rows.append(["unit cube to theta / s, 20000 at a time", rate(prior.transform, cube)])
-        sizes = [DIFFUSION_DIM + 1, *[DIFFUSION_WIDTH] * 3, DIFFUSION_DIM]
-        keys = jax.random.split(jax.random.key(2), len(sizes))
-        weights = [
-            1.5 * jax.random.normal(k, (a, b)) / a**0.5 for k, a, b in zip(keys, sizes[:-1], sizes[1:], strict=False)
-        ]
-        x = jax.random.normal(keys[-1], (DIFFUSION_BATCH, DIFFUSION_DIM))
-        diffusion = jax.jit(diffusion_log_prob)
-        rows.append(
-            [f"diffusion of pop-cosmos's class: log_prob / s, {DIFFUSION_BATCH} at a time", rate(diffusion, weights, x)]
-        )
-        rows.append(["the same, one at a time", rate(diffusion, weights, x[:1])])
     extra = {"members": prior.population.num_members, "dim": prior.dim, "population": str(args.population or "random")}
     finish("A learned population as a prior", ["what", "value"], rows, args.out, extra)
 

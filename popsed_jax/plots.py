@@ -10,9 +10,6 @@ control fit with a flat reference.
 
 from __future__ import annotations
 
-import warnings
-
-import corner
 import jax.numpy as jnp
 import numpy as np
 from astropy.table import Table
@@ -52,6 +49,7 @@ from popsed_jax.plots_base import (
     tidy,
     values_of,
 )
+from popsed_jax.plots_corner import draw_corner
 from popsed_jax.plots_fit import plot_history, plot_template_error
 from popsed_jax.plots_photometry import plot_colors, plot_photometry
 from popsed_jax.population.reference import main_sequence
@@ -148,7 +146,7 @@ def plot_corner(tables: RunTables, names: tuple[str, ...] = CORNER_NAMES) -> Fig
     for values, color, style, width in ((before, REFERENCE, "dashed", 0.9), (learned, MODEL, "solid", 1.3)):
         cloud = np.stack([values[n] for n in names], axis=1)
         cloud = cloud[np.all(np.isfinite(cloud), axis=1)]
-        _draw_corner(figure, cloud, limits, labels, color, style, width)
+        draw_corner(figure, cloud, limits, labels, color, style, width)
     grid = np.array(figure.axes[: len(names) ** 2]).reshape(len(names), len(names))
     for i, name in enumerate(names):
         _corner_diagonal(grid[i, i], learned[name], before[name], members_of(tables.samples), limits[i])
@@ -157,41 +155,6 @@ def plot_corner(tables: RunTables, names: tuple[str, ...] = CORNER_NAMES) -> Fig
     _corner_legend(figure)
     figure.align_ylabels(list(grid[1:, 0]))
     return figure
-
-
-def _draw_corner(
-    figure: Figure,
-    cloud: Float[np.ndarray, "row parameter"],
-    limits: list[tuple[float, float]],
-    labels: list[str],
-    color: str,
-    style: str,
-    width: float,
-) -> None:
-    """One population's contours (68 and 95 %); the diagonal is drawn over later."""
-    with warnings.catch_warnings():
-        # corner passes keywords that matplotlib comes to deprecate, and contours of sparse planes may be empty:
-        # nothing that the reader of a report can act on.
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message="No contour levels", category=UserWarning)
-        corner.corner(
-            cloud,
-            bins=30,
-            range=limits,
-            color=color,
-            labels=labels,
-            label_kwargs={"fontsize": 10},
-            fig=figure,
-            smooth=1.1,
-            levels=(0.68, 0.95),
-            plot_datapoints=False,
-            plot_density=False,
-            no_fill_contours=True,
-            quiet=True,
-            max_n_ticks=4,
-            contour_kwargs={"linestyles": [style], "linewidths": [width]},
-            hist_kwargs={"alpha": 0.0},
-        )
 
 
 def _corner_diagonal(

@@ -9,9 +9,12 @@ from scipy.stats import norm
 
 from popsed_jax.diagnostics.calibration import tarp
 from popsed_jax.diagnostics.photoz import point_metrics
+from popsed_jax.parameters import Parameter, ParameterSpace
 from popsed_jax.plots_base import NothingToPlotError
+from popsed_jax.plots_corner import plot_galaxy
 from popsed_jax.plots_posterior import plot_ranks, plot_redshifts, plot_screening, plot_stack, plot_tarp
 from popsed_jax.posteriors.photoz import SCREENS, screening_curve, summarise_pz
+from popsed_jax.posteriors.reweight import Weighted
 
 GRID = np.linspace(0.0, 2.0, 101)
 
@@ -85,3 +88,30 @@ def test_stack(galaxies, tmp_path):
 def test_nothing_to_plot(plot):
     with pytest.raises(NothingToPlotError, match="at least one"):
         plot({})
+
+
+def weighted(theta: np.ndarray, weights: np.ndarray | None = None) -> Weighted:
+    weights = np.full(theta.shape[:2], 1.0 / theta.shape[1]) if weights is None else weights
+    return Weighted(theta, weights, 1.0 / np.sum(weights**2, axis=1))
+
+
+def test_posteriors_of_a_galaxy(tmp_path):
+    space = ParameterSpace((Parameter("redshift", 0.0, 2.0, label="$z$"), Parameter("log_mass", 7.0, 13.0)))
+    rng = np.random.default_rng(2)
+    theta = rng.normal([0.5, 10.0], [0.05, 0.2], (2, 2000, 2))
+    one = np.zeros((2, 2000))
+    one[:, 0] = 1.0
+    posteriors = {"network": weighted(theta), "chains": weighted(theta + 0.1), "lost": weighted(theta, one)}
+    names = ("redshift", "log_mass")
+    figure = drawn(plot_galaxy(posteriors, space, names, galaxy=1, truth={"redshift": 0.5}), tmp_path)
+    heights = [patch.get_data() for patch in figure.axes[0].patches]
+    assert len(heights) == 2
+    for shown, each in zip(heights, (theta, theta + 0.1), strict=True):
+        wanted = np.histogram(each[1, :, 0], shown.edges, density=True)[0]
+        np.testing.assert_allclose(shown.values, wanted, rtol=1e-6)
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words == ["network", "chains", "known", "lost: too few samples (1)"]
+    with pytest.raises(NothingToPlotError, match=r"50 effective samples of a posterior \(here lost: 1\)"):
+        plot_galaxy({"lost": posteriors["lost"]}, space, names)
+    with pytest.raises(KeyError):
+        plot_galaxy(posteriors, space, ("redshift", "age"))

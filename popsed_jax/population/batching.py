@@ -9,11 +9,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from popsed_jax.population.blocks import in_threads
+
 BATCH = 4096
 
 
 def map_batches(function: Callable[[Any, Any], Any], model: Any, arrays: Any, batch: int = BATCH) -> Any:
-    """`function(model, piece)` on consecutive pieces of arrays, joined on the host; the device holds one piece at a time.
+    """`function(model, piece)` on consecutive pieces of arrays, joined on the host.
+
+    An accelerator holds one piece at a time; a CPU works on as many as it has cores, because one leaves cores idle.
 
     Args:
         function: an unbound method or a module's function (it is a static argument: a fresh lambda would compile anew).
@@ -29,10 +33,11 @@ def map_batches(function: Callable[[Any, Any], Any], model: Any, arrays: Any, ba
         short = batch - piece.shape[0]
         return np.concatenate([piece, np.broadcast_to(piece[-1:], (short, *piece.shape[1:]))]) if short else piece
 
-    pieces = [
-        jax.tree.map(np.asarray, _call(function, model, jax.tree.map(lambda a, start=start: cut(a, start), arrays)))
-        for start in range(0, num, batch)
-    ]
+    def run(start: int) -> Any:
+        return jax.tree.map(np.asarray, _call(function, model, jax.tree.map(lambda array: cut(array, start), arrays)))
+
+    starts = range(0, num, batch)
+    pieces = in_threads(run, starts, alone=True) if jax.default_backend() == "cpu" else [run(start) for start in starts]
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:num], *pieces)
 
 
