@@ -38,7 +38,7 @@ from popsed_jax.plots_posterior import plot_ranks, plot_redshifts, plot_screenin
 from popsed_jax.population.model import Population
 from popsed_jax.posteriors.columns import HMCEstimator, NPEEstimator, Summary
 from popsed_jax.posteriors.estimator import Rows
-from popsed_jax.posteriors.hmc import HMCConfig, HMCPosterior, sample_hmc
+from popsed_jax.posteriors.hmc import HMCConfig, sample_hmc
 from popsed_jax.posteriors.npe import NPE
 from popsed_jax.posteriors.photoz import screening_curve, summarise_pz
 from popsed_jax.posteriors.reweight import Weighted, as_prior, log_prob_of, member_log_probs, reweight
@@ -50,46 +50,53 @@ PARTS = ("calibration", "agreement", "real", "speed")
 def simulated(
     survey: LearnedSurvey, population: Population, seed: int, num: int, label: int | None = None
 ) -> tuple[np.ndarray, Photometry]:
-    """Galaxies of a population, or of one of a network's priors, as the survey quotes them."""
-    if label is not None:
-        population = as_prior(population, label)
-    theta, member = population.sample_members(jax.random.key(seed), num)
+    """Galaxies of a population, or of one of its members alone, as the survey quotes them."""
+    alone = population if label is None else as_prior(population, label)
+    theta, member = alone.sample_members(jax.random.key(seed), num)
     if label is not None:
         # The broad prior's galaxies have any member's calibration, as in the training.
-        member = jax.random.choice(
+        any_member = jax.random.choice(
             jax.random.key(seed + 2), survey.population.num_members, (num,), p=survey.population.weights
         )
+        member = np.full(num, label) if label < survey.population.num_members else any_member
     seen = jax.jit(LearnedSurvey.observe)(survey, jax.random.key(seed + 1), theta, member)
     return np.asarray(theta, float), Photometry(*map(np.asarray, seen))
 
 
+def chained(survey: LearnedSurvey, npe: NPE, num: int) -> tuple[np.ndarray, Weighted]:
+    """Galaxies of each member, and chains under the same member; about independent samples of them."""
+    members = range(survey.population.num_members)
+    truths, each = [], []
+    for member in members:
+        theta, seen = simulated(survey, survey.population, 400 + member, num // len(members), member)
+        chains = sample_hmc(jax.random.key(500 + member), survey, seen, HMCConfig(), network=npe, members=[member])
+        pick = np.linspace(0, chains.theta.shape[1] - 1, 120).round().astype(int)
+        truths.append(theta)
+        each.append(Weighted(chains.theta[:, pick], np.full((len(theta), len(pick)), 1.0 / len(pick)), chains.ess))
+        print(f"member {member}: converged {chains.converged.mean():.2f}", flush=True)
+    return np.concatenate(truths), Weighted(*(np.concatenate(parts) for parts in zip(*each, strict=True)))
+
+
 def calibration(survey: LearnedSurvey, npe: NPE, num: int, num_hmc: int, figures: Path) -> list[dict[str, Any]]:
     """Ranks and coverage of each method under each prior."""
-    bare = npe.replace(survey=survey.replace(tilt=0.0))  # these galaxies are the population's, whatever is kept of them
-    summary = Summary(survey.population)
-    broad, learned = (NPEEstimator((), bare, survey.population, prior, summary) for prior in ("broad", "learned"))
+    # These galaxies are the population's, whatever the survey keeps of them: no change of prior by the selection.
+    survey = survey.replace(tilt=0.0 if survey.forward.selection.observed else 1.0)
+    npe = npe.replace(survey=survey)
+    summary = Summary(survey.population, survey.forward)
+    broad, learned = (NPEEstimator((), npe, survey.population, prior, summary) for prior in ("broad", "learned"))
+    many = dataclasses.replace(broad, num_draws=2000)
+    of_broad = simulated(survey, npe.proposal, 100, num, npe.broad)
     of_learned = simulated(survey, survey.population, 100, num)
-    fewer = slice(num_hmc)
-    cases = {
-        "network, broad prior": (
-            simulated(survey, npe.proposal, 100, num, npe.broad),
-            lambda seen: broad.posterior(1, seen),
-        ),
-        "network, learned population": (of_learned, lambda seen: learned.posterior(1, seen)),
-        "network, broad prior taken to the learned population by weights": (
-            of_learned,
-            lambda seen: changed(dataclasses.replace(broad, num_draws=4000), seen),
-        ),
-        "chains, learned population": (
-            (of_learned[0][fewer], Photometry(*(part[fewer] for part in of_learned[1]))),
-            lambda seen: thinned(sample_hmc(jax.random.key(2), bare.survey, seen, HMCConfig(), network=npe)),
-        ),
+    cases: dict[str, Callable[[], tuple[np.ndarray, Weighted]]] = {
+        "network, broad prior": lambda: (of_broad[0], broad.posterior(1, of_broad[1])),
+        "network, learned population": lambda: (of_learned[0], learned.posterior(1, of_learned[1])),
+        "network, broad prior taken to the learned by weights": lambda: (of_learned[0], changed(many, of_learned[1])),
     }
+    if num_hmc:
+        cases["chains, members of the learned population"] = lambda: chained(survey, npe, num_hmc)
     rows, ranks, curves = [], {}, {}
-    for name, ((theta, seen), posterior_of) in cases.items():
-        if not len(theta):
-            continue
-        posterior = posterior_of(seen)
+    for name, case in cases.items():
+        theta, posterior = case()
         rng = np.random.default_rng(0)
         rank = sbc_ranks(np.asarray(posterior.theta), theta, rng, posterior.weights)
         tests = [uniformity(rank[:, i], rng) for i in range(rank.shape[1])]
@@ -122,13 +129,6 @@ def changed(estimator: NPEEstimator, seen: Photometry) -> Weighted:
     drawn = estimator.posterior(3, seen).theta
     log_from = log_prob_of(as_prior(npe.proposal, npe.broad), drawn)
     return reweight(drawn, log_from, member_log_probs(population, drawn), np.asarray(population.weights))
-
-
-def thinned(chains: HMCPosterior, num: int = 100) -> Weighted:
-    """Chains as about independent samples."""
-    pick = np.linspace(0, chains.theta.shape[1] - 1, num).round().astype(int)
-    weights = chains.weights[:, pick]
-    return Weighted(chains.theta[:, pick], weights / weights.sum(axis=1, keepdims=True), chains.ess)
 
 
 def agreement(survey: LearnedSurvey, npe: NPE, estimator: NPEEstimator, num: int) -> list[dict[str, Any]]:
@@ -203,7 +203,8 @@ def real(
     truth = catalog.redshift[test]
     plot_stack(grid, stacks, truth).savefig(figures / "stack.png", dpi=110)
     plot_screening(screens).savefig(figures / "screening.png", dpi=110)
-    control = trainz(catalog.redshift[train], grid, len(test))
+    seen = catalog.redshift[train]
+    control = trainz(seen[(seen > grid[0]) & (seen < grid[-1])], grid, len(test))
     middle = np.full(len(test), np.median(catalog.redshift[train]))
     alone = photoz_metrics(middle, grid, control, truth, np.random.default_rng(0))
     table.append({"posteriors": "n(z) of the others", "galaxies": len(test), **flat(alone)})
@@ -287,7 +288,7 @@ def main() -> None:
     catalog = pj.read_catalog(load_config(args.run / "config.toml").catalog, args.run)
     figures = args.out / f"posteriors_{catalog.name}"
     figures.mkdir(parents=True, exist_ok=True)
-    population, summary = survey.population, Summary(survey.population, num_grid=400)
+    population, summary = survey.population, Summary(survey.population, survey.forward, num_grid=400)
     networks = {prior: NPEEstimator(bands, npe, population, prior, summary) for prior in ("learned", "broad", "flat")}
     words = {"learned": "learned population", "broad": "broad prior", "flat": "flat prior"}
     estimators = {f"network, {words[prior]}": networks[prior] for prior in ("learned", "broad", "flat")}

@@ -86,7 +86,9 @@ def settings(
         noise=NoiseConfig(floor=0.03),
         calibration=pj.CalibrationConfig(offset_sigma=offset_sigma, template_sigma=0.05, floor_sigma=0.2, pinned="i"),
         spectroscopy=SpectroscopyConfig(fraction),
-        fit=dataclasses.replace(config.fit, seed=seed, flat_control=False, num_epochs=epochs),
+        # Templates that are not these galaxies' leave the distance above its target all the time: the KL, which is there to
+        # choose among states that match, must not outweigh a better match.
+        fit=dataclasses.replace(config.fit, seed=seed, flat_control=False, num_epochs=epochs, kl_tie_break=0.02),
     )
 
 

@@ -37,7 +37,7 @@ def build_estimator(
     run = Path(run)
     survey, bands = load_survey(run)
     npe = load_network(run, survey)
-    summary = Summary(survey.population, num_samples, num_grid)
+    summary = Summary(survey.population, survey.forward, num_samples, num_grid)
     # Another fit or another training is another estimator.
     identity = {"method": method, "prior": prior, "samples": num_samples, "grid": num_grid}
     identity["population"] = population_checksum(run)

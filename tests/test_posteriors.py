@@ -18,9 +18,10 @@ from popsed_jax.posteriors.estimator import Rows, blank_columns
 from popsed_jax.posteriors.frame import from_frame, to_frame
 from popsed_jax.posteriors.hmc import HMCConfig, convergence, sample_hmc
 from popsed_jax.posteriors.npe import NPE, NPEConfig, train_npe
+from popsed_jax.posteriors.reweight import as_prior, log_flat
 from popsed_jax.posteriors.storage import load_npe, save_npe
 from popsed_jax.posteriors.survey import LEAST_KEPT, LearnedSurvey, Photometry, log_likelihood
-from popsed_jax.posteriors.target import Lane, Target, potential_of
+from popsed_jax.posteriors.target import Lane, Target, energies_of, potential_of
 from tests.tiny_posterior import BANDS, TRAINING, tiny_galaxies, tiny_survey, wide, without
 
 SHORT = HMCConfig(num_warmup=20, num_samples=8, max_tree_depth=2, num_starts=256, galaxies_at_once=2)
@@ -101,7 +102,12 @@ def test_potentials_of_a_batch_are_those_of_single_chains(survey, galaxies, npe,
     def together(target, x, lane):
         return jax.value_and_grad(lambda x: target.potentials(x, lane).sum())(x)
 
+    @jax.jit
+    def many(target, x, lane):
+        return jax.vmap(partial(energies_of, target))(lane, jnp.stack([x, x[::-1]], axis=1))
+
     (values, slopes), wanted = singly(target, x, lane), together(target, x, lane)
+    np.testing.assert_allclose(many(target, x, lane)[:, 0], values, rtol=1e-4)
     np.testing.assert_allclose(np.sum(values), wanted[0], rtol=1e-4)
     np.testing.assert_allclose(slopes, wanted[1], rtol=1e-3, atol=1e-3 * np.abs(wanted[1]).max())
 
@@ -218,7 +224,7 @@ def test_columns_are_those_that_are_described(survey, galaxies, npe, prior):
     flux, error = np.where(galaxies[1].there, galaxies[1].flux, np.nan), np.array(galaxies[1].error)
     flux[3, 1] = np.nan
     rows = Rows(flux.astype(float), error.astype(float), np.full(16, np.nan), np.arange(16))
-    summary = Summary(survey.population, num_samples=4, num_grid=64)
+    summary = Summary(survey.population, survey.forward, num_samples=4, num_grid=64)
     estimator = NPEEstimator(BANDS, npe, survey.population, prior, summary, num_draws=50)
     blank, found = blank_columns(estimator), estimator(0, rows)
     found.pop("flags")
@@ -234,7 +240,7 @@ def test_a_selection_on_observed_fluxes_is_taken_out_of_the_learned_prior(survey
     """p(theta | kept) is over p(kept | theta) where keeping depends on what was observed alone."""
     cut = SelectionConfig((MagnitudeLimit("sdss_r0", 17.0, 0.3),), observed=True)
     observed = survey.replace(forward=survey.forward.replace(selection=cut))
-    summary = Summary(survey.population)
+    summary = Summary(survey.population, survey.forward)
     # One member has all the weight: the average over members is not of this form.
     single = survey.population.replace(weights=jnp.array([1.0, 0.0]))
     one, other = (
@@ -248,14 +254,31 @@ def test_a_selection_on_observed_fluxes_is_taken_out_of_the_learned_prior(survey
     np.testing.assert_allclose(other.weights, wanted / wanted.sum(axis=1, keepdims=True), rtol=1e-4, atol=1e-7)
 
 
+def test_any_prior_is_reached_by_weights(survey, galaxies, npe):
+    """A prior of one's own that happens to be the flat one gives the flat one's posterior; the broad one, no weights."""
+
+    class Own:
+        def log_prob(self, theta):
+            return log_flat(survey.population, np.asarray(theta)[None])[0] + 3.0
+
+    def posterior(prior):
+        summary = Summary(survey.population, survey.forward)
+        return NPEEstimator(BANDS, npe, survey.population, prior, summary, 20).posterior(0, galaxies[1])
+
+    np.testing.assert_allclose(posterior(Own()).weights, posterior("flat").weights, rtol=1e-3, atol=1e-8)
+    broad = posterior(as_prior(npe.proposal, npe.broad))
+    np.testing.assert_allclose(broad.weights, posterior("broad").weights, rtol=1e-5)
+    np.testing.assert_allclose(broad.ess, 20.0, rtol=1e-5)
+
+
 def test_members_count_by_their_shares_alone(survey, galaxies, npe):
     """Whatever the selection says of one member's samples, the average is over posteriors."""
     cut = SelectionConfig((MagnitudeLimit("sdss_r0", 17.0, 0.3),), observed=True)
     observed = npe.replace(survey=survey.replace(forward=survey.forward.replace(selection=cut)))
+    summary = Summary(survey.population, survey.forward)
     for network in (npe, observed):
-        found = NPEEstimator(BANDS, network, survey.population, "learned", Summary(survey.population), 20).posterior(
-            0, galaxies[1]
-        )
+        estimator = NPEEstimator(BANDS, network, survey.population, "learned", summary, 20)
+        found = estimator.posterior(0, galaxies[1])
         np.testing.assert_allclose(found.weights.reshape(16, 2, 10).sum(axis=2), [[0.6, 0.4]] * 16, rtol=1e-5)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +22,18 @@ from popsed_jax.posteriors.npe import NPE
 from popsed_jax.posteriors.photoz import COLUMNS, density_on_grid, summarise_pz
 from popsed_jax.posteriors.reweight import Weighted, as_prior, log_flat, log_prob_of, reweight
 from popsed_jax.posteriors.survey import LEAST_KEPT, LearnedSurvey, Photometry, counted_members
+from popsed_jax.sps.config import DERIVED_META
 
 PriorName = Literal["learned", "flat", "broad"]
 NUM_GRID = 200
 _LEVELS = np.array([0.16, 0.5, 0.84])
+
+
+class HasLogProb(Protocol):
+    """A prior of the user's."""
+
+    def log_prob(self, theta: Any) -> Any:
+        """Log density, up to a constant, of galaxies (num, dim)."""
 
 
 def photometry_of(rows: Rows) -> Photometry:
@@ -41,13 +49,20 @@ class Summary:
 
     Args:
         population: whose parameters they are.
+        forward: of the survey: for what follows from the parameters (masses in living stars, star-formation rates, ages).
         num_samples: unweighted samples of each galaxy to keep, as vectors.
         num_grid: points of p(redshift) to keep, evenly spaced between the bounds; 0: its summaries alone.
     """
 
     population: Population
+    forward: ForwardModel
     num_samples: int = 0
     num_grid: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Parameters, and what follows from them."""
+        return (*self.population.names, *DERIVED_META)
 
     @property
     def grid(self) -> Float[np.ndarray, " grid"]:
@@ -59,24 +74,30 @@ class Summary:
     def describe(self) -> dict[str, tuple[str, str]]:
         """Unit and description of every column, in order."""
         columns: dict[str, tuple[str, str]] = {}
-        for p in self.population.space.parameters:
-            columns[p.name] = (p.unit, f"{p.description}: median")
-            columns[f"{p.name}_low"] = (p.unit, f"{p.name}: 16 % quantile")
-            columns[f"{p.name}_high"] = (p.unit, f"{p.name}: 84 % quantile")
+        known = {p.name: (p.unit, p.description) for p in self.population.space.parameters}
+        known |= {name: (unit, text) for name, (unit, _, text) in DERIVED_META.items()}
+        for name, (unit, text) in known.items():
+            columns[name] = (unit, f"{text}: median")
+            columns[f"{name}_low"] = (unit, f"{name}: 16 % quantile")
+            columns[f"{name}_high"] = (unit, f"{name}: 84 % quantile")
         columns |= {name: ("", text) for name, text in COLUMNS.items()}
         if self.num_grid:
             low, high = self.grid[[0, -1]]
             columns["pz"] = ("", f"p(redshift) at {self.num_grid} redshifts evenly spaced from {low:g} to {high:g}")
         if self.num_samples:
-            for p in self.population.space.parameters:
-                columns[f"{p.name}_samples"] = (p.unit, f"{p.name}: samples of the posterior")
+            for name, (unit, _) in known.items():
+                columns[f"{name}_samples"] = (unit, f"{name}: samples of the posterior")
         return columns
 
     def columns(self, posterior: Weighted, density: Float[np.ndarray, "galaxy grid"], seed: int) -> Columns:
         """The columns of some galaxies."""
+        theta = posterior.theta
+        derived = map_batches(ForwardModel.derived, self.forward, theta.reshape(-1, theta.shape[-1]))
+        following = [derived[name].reshape(*theta.shape[:2], 1) for name in DERIVED_META]
+        posterior = posterior._replace(theta=np.concatenate([theta, *following], axis=2))
         quantiles = posterior.quantiles(_LEVELS)
         found: Columns = {}
-        for i, name in enumerate(self.population.names):
+        for i, name in enumerate(self.names):
             for column, level in ((f"{name}_low", 0), (name, 1), (f"{name}_high", 2)):
                 found[column] = quantiles[:, level, i]
         found |= {name: np.asarray(values, float) for name, values in summarise_pz(self.grid, density).items()}
@@ -84,7 +105,7 @@ class Summary:
             found["pz"] = density.astype(np.float32)
         if self.num_samples:
             drawn = posterior.resample(np.random.default_rng(seed), self.num_samples).astype(np.float32)
-            for i, name in enumerate(self.population.names):
+            for i, name in enumerate(self.names):
                 found[f"{name}_samples"] = drawn[:, :, i]
         return found
 
@@ -94,7 +115,7 @@ class Summary:
         if self.num_grid:
             found["pz"] = np.empty((0, self.num_grid), np.float32)
         if self.num_samples:
-            for name in self.population.names:
+            for name in self.names:
                 found[f"{name}_samples"] = np.empty((0, self.num_samples), np.float32)
         return found
 
@@ -107,21 +128,21 @@ class NPEEstimator:
         bands: of the network.
         npe: the network.
         population: the learned one.
-        prior: "learned": the average over the population's members; "flat": the analytic prior, by weights from "broad", the
-            analytic prior as the survey keeps its galaxies.
+        prior: "learned": the average over the population's members; "broad": the analytic prior as the survey keeps its
+            galaxies; "flat": the analytic prior, by weights from the broad one, as any other with a `log_prob(theta)`.
         num_draws: samples behind the summaries, or a few more: as many of each member.
     """
 
     bands: tuple[str, ...]
     npe: NPE
     population: Population
-    prior: str
+    prior: str | HasLogProb
     summary: Summary
     num_draws: int = 500
 
     def __post_init__(self) -> None:
         """Refuse an unknown prior."""
-        if self.prior not in get_args(PriorName):
+        if isinstance(self.prior, str) and self.prior not in get_args(PriorName):
             raise ValueError(f"prior must be one of {', '.join(get_args(PriorName))}, got {self.prior!r}")
 
     @property
@@ -161,15 +182,22 @@ class NPEEstimator:
         keys = jax.random.split(jax.random.key(seed), len(self.shares))
         drawn = [self.npe.sample(key, photometry, each, label)[0] for key, label in zip(keys, self.shares, strict=True)]
         theta = np.concatenate(drawn, axis=1)
-        if self.prior == "flat":
-            broad = as_prior(self.npe.proposal, self.npe.broad)
-            return reweight(theta, log_prob_of(broad, theta), log_flat(self.population, theta))
+        if self._by_weights:
+            log_from = log_prob_of(as_prior(self.npe.proposal, self.npe.broad), theta)
+            flat = isinstance(self.prior, str)
+            log_to = log_flat(self.population, theta) if flat else log_prob_of(self.prior, theta)
+            return reweight(theta, log_from, log_to)
         share = np.array(list(self.shares.values()))[:, None]
         within = np.full((len(theta), len(share), each), 1.0 / each)
         if self._selected:
             within = softmax(self._log_selected(theta).reshape(within.shape), axis=2)
         weights = (share * within).reshape(theta.shape[:2])
         return Weighted(theta, weights, 1.0 / np.sum(weights**2, axis=1))
+
+    @property
+    def _by_weights(self) -> bool:
+        """Whether the prior is reached from the broad one."""
+        return self.prior not in ("learned", "broad")
 
     @property
     def _selected(self) -> bool:
@@ -179,7 +207,7 @@ class NPEEstimator:
     def _density(self, photometry: Photometry, posterior: Weighted) -> Float[np.ndarray, "galaxy grid"]:
         """p(redshift) on the grid: exact where samples need no weights, else from these."""
         grid = self.summary.grid
-        if self.prior == "flat" or self._selected:
+        if self._by_weights or self._selected:
             at = self.population.space.index("redshift")
             return density_on_grid(posterior.theta[:, :, at], grid, posterior.weights)
         each = [share * self.npe.redshift_density(photometry, grid, label) for label, share in self.shares.items()]
@@ -201,6 +229,7 @@ class HMCEstimator:
         survey: the learned population, and how galaxies are recorded.
         network: in whose coordinates chains run; None: in the population's.
         prior: "learned", or "flat": the analytic prior.
+        config: how chains run; None: as `sample_hmc` does unless told.
     """
 
     bands: tuple[str, ...]
@@ -208,7 +237,7 @@ class HMCEstimator:
     network: NPE | None
     prior: str
     summary: Summary
-    config: HMCConfig = dataclasses.field(default_factory=HMCConfig)
+    config: HMCConfig | None = None
 
     def __post_init__(self) -> None:
         """Refuse an unknown prior."""

@@ -1,8 +1,9 @@
 """Posteriors of single galaxies by Hamiltonian Monte Carlo: NUTS on the fit's own likelihood, many galaxies at once.
 
-Chains run in the base space of a network's posterior of the galaxy, where the exact one is about a standard normal too; without
-a network in the base space of the population's flow, where the prior is, and NUTS gets the Fisher matrix at the starting
-point (Hoffman & Gelman 2014, arXiv:1111.4246; numpyro's). They start from draws of the network, or of the prior, that fit the
+Chains run in the base space of a network's posterior of the galaxy, where the exact one is about a standard normal too, and after
+each trajectory may jump to a draw of the network (Gabrie+22, arXiv:2105.12603); without a network in the base space of the
+population's flow, where the prior is, and NUTS gets the Fisher matrix at the starting point (Hoffman & Gelman 2014,
+arXiv:1111.4246; numpyro's). They start from draws of the network, or of the prior, that fit the
 galaxy. The posterior is the average of the members' posteriors by the members' weights, so that what is not known of the
 population is not known of the galaxy either.
 """
@@ -27,7 +28,7 @@ from popsed_jax.parameters import ParameterSpace
 from popsed_jax.population.blocks import in_threads
 from popsed_jax.posteriors.npe import NPE
 from popsed_jax.posteriors.survey import LearnedSurvey, Photometry, check_likelihood, counted_members, log_likelihood
-from popsed_jax.posteriors.target import Lane, Target, potential_of
+from popsed_jax.posteriors.target import Lane, Target, energies_of, potential_of
 
 _CANDIDATES = 16  # for each chain's starting point, with a network
 _TEMPER = 0.5  # of the likelihood by which starting points are drawn
@@ -42,6 +43,7 @@ class HMCConfig:
         num_warmup, num_samples: of each chain.
         max_tree_depth: a trajectory has at most 2^this - 1 steps.
         target_accept: acceptance that the step size is adapted to.
+        num_jumps: independent draws of the network that are proposed after each trajectory, where there is one.
         num_starts: draws of the prior among which starting points are looked for, without a network.
         galaxies_at_once: whose chains run side by side.
         max_r_hat: a galaxy has converged below this split R-hat of every parameter (Vehtari+21, arXiv:1903.08008),
@@ -49,11 +51,12 @@ class HMCConfig:
         max_divergent: and with at most this share of divergent transitions.
     """
 
-    num_chains: int = 2
-    num_warmup: int = 100
-    num_samples: int = 150
-    max_tree_depth: int = 5
+    num_chains: int = 4
+    num_warmup: int = 50
+    num_samples: int = 60
+    max_tree_depth: int = 3
     target_accept: float = 0.8
+    num_jumps: int = 16
     num_starts: int = 8192
     galaxies_at_once: int = 64
     max_r_hat: float = 1.05
@@ -62,11 +65,21 @@ class HMCConfig:
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
-        for name, least in (("num_chains", 2), ("num_warmup", 20), ("num_samples", 8), ("max_tree_depth", 1)):
+        for name, least in (
+            ("num_chains", 2),
+            ("num_warmup", 20),
+            ("num_samples", 8),
+            ("max_tree_depth", 1),
+            ("num_jumps", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"hmc: {name} = {getattr(self, name)} must be at least {least}")
         if not 0.0 < self.target_accept < 1.0:
             raise ValueError(f"hmc: target_accept = {self.target_accept} must be between 0 and 1")
+
+
+# Without a network: longer, because chains move along a thin curved sheet.
+PLAIN = HMCConfig(num_chains=2, num_warmup=300, num_samples=300, max_tree_depth=7)
 
 
 class HMCPosterior(NamedTuple):
@@ -93,7 +106,7 @@ def sample_hmc(
     key: Array,
     survey: LearnedSurvey,
     photometry: Photometry,
-    config: HMCConfig = HMCConfig(),
+    config: HMCConfig | None = None,
     *,
     network: NPE | None = None,
     learned: bool = True,
@@ -104,6 +117,7 @@ def sample_hmc(
 
     Args:
         photometry: of the galaxies.
+        config: how chains run; None: `HMCConfig()` with a network, `PLAIN` without.
         network: trained for this survey, in whose coordinates chains run (see `Target`); None: in the population's.
         learned: under the learned population; else under the analytic prior (see `Target`), as if the survey kept all galaxies.
         redshift: fixed to these; None: free.
@@ -113,6 +127,7 @@ def sample_hmc(
         ValueError: a redshift outside the bounds, or noise without a likelihood in closed form.
     """
     space = survey.space
+    config = config or (PLAIN if network is None else HMCConfig())
     weights = np.asarray(survey.population.weights, float)
     chosen = counted_members(survey.population)[0] if members is None else list(members)
     if not learned:
@@ -276,7 +291,29 @@ def _chain(
 
     def step(state: Any, _: None) -> tuple[Any, tuple[Array, Array]]:
         state = sample(state, model_args=(lane,))
-        return state, (state.z, state.diverging)
+        diverging = state.diverging
+        if target.network is not None and config.num_jumps:
+            state = _jump(target, lane, state, config.num_jumps)
+        return state, (state.z, diverging)
 
-    state, _ = jax.lax.scan(lambda state, _: (step(state, None)[0], None), state, length=config.num_warmup)
-    return jax.lax.scan(step, state, length=config.num_samples)[1]
+    # One loop for both: a second one would compile NUTS a second time, which takes minutes.
+    x, diverging = jax.lax.scan(step, state, length=config.num_warmup + config.num_samples)[1]
+    return x[config.num_warmup :], diverging[config.num_warmup :]
+
+
+def _jump(target: Target, lane: Lane, state: Any, num: int) -> Any:
+    """Metropolis-Hastings with independent draws of the network, in whose base space they are standard normal."""
+    rng_key, key_place, key_luck = jax.random.split(state.rng_key, 3)
+    places = normal(key_place, (num, target.dim))
+    energies = energies_of(target, lane, places)
+    luck = jnp.log(jax.random.uniform(key_luck, (num,)))
+
+    def propose(here: tuple[Array, Array], there: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], None]:
+        (x, energy), (new, new_energy, luck) = here, there
+        log_ratio = energy - new_energy + 0.5 * (jnp.sum(new**2) - jnp.sum(x**2))
+        accepted = luck < log_ratio  # a ratio that is no number is not accepted
+        return (jnp.where(accepted, new, x), jnp.where(accepted, new_energy, energy)), None
+
+    (x, _), _ = jax.lax.scan(propose, (state.z, state.potential_energy), (places, energies, luck))
+    energy, slope = jax.value_and_grad(partial(potential_of, target, lane))(x)
+    return state._replace(z=x, potential_energy=energy, z_grad=slope, rng_key=rng_key)

@@ -176,6 +176,32 @@ def _potential_function(structure: Any) -> Callable[[Array, tuple[Array, ...], L
     return potential
 
 
+def energies_of(target: Target, lane: Lane, x: Float[Array, "num free"]) -> Float[Array, " num"]:
+    """Potentials of one chain's many positions, without gradients; under one `vmap` over chains, one batch as well."""
+    leaves, structure = jax.tree.flatten(target)
+    return _energies_function(structure)(x, tuple(leaves), lane)
+
+
+@cache
+def _energies_function(structure: Any) -> Callable[[Array, tuple[Array, ...], Lane], Array]:
+    """The potentials as a function of a target's arrays."""
+
+    @custom_vmap
+    def energies(x: Array, leaves: tuple[Array, ...], lane: Lane) -> Array:
+        target = jax.tree.unflatten(structure, leaves)
+        return target.potentials(x, jax.tree.map(lambda leaf: _repeat(leaf, len(x)), lane))
+
+    @energies.def_vmap
+    def rule(size: int, batched: Any, x: Array, leaves: tuple[Array, ...], lane: Lane) -> Any:
+        over = (batched[0], batched[2])
+        x, lane = jax.tree.map(lambda leaf, is_batched: leaf if is_batched else _repeat(leaf, size), (x, lane), over)
+        every = jax.tree.map(lambda leaf: jnp.repeat(leaf, x.shape[1], axis=0), lane)
+        flat = jax.tree.unflatten(structure, leaves).potentials(x.reshape(-1, x.shape[2]), every)
+        return flat.reshape(x.shape[:2]), True
+
+    return energies
+
+
 def _repeat(leaf: Array, size: int) -> Array:
     return jnp.broadcast_to(leaf, (size, *leaf.shape))
 
