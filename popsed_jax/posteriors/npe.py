@@ -29,6 +29,7 @@ from popsed_jax.posteriors.frame import from_frame, to_frame
 from popsed_jax.posteriors.novelty import Novelty, build_novelty
 from popsed_jax.posteriors.simulate import SimulationConfig, Simulator, build_simulator, simulate_many
 from popsed_jax.posteriors.survey import LearnedSurvey, Photometry
+from popsed_jax.sps.soap import scale_by_soap
 
 _NUM_SCALE = 16384  # simulated galaxies by which features and u are scaled
 _GALAXIES = 16  # sampled at once
@@ -136,7 +137,7 @@ class TrainState(NamedTuple):
     Attributes:
         weights: of the networks.
         average: their running average, which is kept in the end: a single step carries the noise of its batch.
-        opt_state: Adam's moments.
+        opt_state: the optimiser's moments.
         step: how many steps were made.
     """
 
@@ -225,8 +226,19 @@ def finish_npe(npe: NPE, state: TrainState) -> NPE:
 
 
 def _optimiser(config: NPEConfig) -> optax.GradientTransformation:
+    """SOAP for the matrices, which takes half of Adam's steps here, and Adam for the rest, at a one-cycle rate."""
     rate = optax.cosine_onecycle_schedule(config.num_steps, config.learning_rate, pct_start=0.1)
-    return optax.chain(optax.clip_by_global_norm(5.0), optax.adam(rate))
+
+    def labels(weights: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: "matrix" if path[-1].key == "kernel" else "other", weights
+        )
+
+    return optax.chain(
+        optax.clip_by_global_norm(5.0),
+        optax.partition({"matrix": scale_by_soap(), "other": optax.scale_by_adam(b1=0.95, b2=0.95)}, labels),
+        optax.scale_by_learning_rate(rate),
+    )
 
 
 @cache

@@ -7,6 +7,7 @@ second moments they nearly are, and Adam's division by their size works as it is
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -38,7 +39,7 @@ class SoapState(NamedTuple):
 def scale_by_soap(
     b1: float = 0.95, b2: float = 0.95, frequency: int = 10, eps: float = 1e-8
 ) -> optax.GradientTransformation:
-    """Rescale the gradients of matrices (every leaf must have two axes).
+    """Rescale the gradients of matrices: the last two axes of every leaf; those before count matrices.
 
     Args:
         b1: memory of the gradients' mean.
@@ -49,10 +50,11 @@ def scale_by_soap(
 
     def init(weights: optax.Params) -> SoapState:
         def start(leaf: Array) -> _Moments:
-            rows, columns = leaf.shape
+            *many, rows, columns = leaf.shape
             zero = jnp.zeros_like(leaf)
-            left, right = (jnp.eye(num, dtype=leaf.dtype) for num in (rows, columns))
-            return _Moments(zero, zero, jnp.zeros_like(left), jnp.zeros_like(right), left, right)
+            left, right = (jnp.broadcast_to(jnp.eye(num, dtype=leaf.dtype), (*many, num, num)) for num in (rows, columns))
+            # No array twice: an epoch may reuse the memory of its state.
+            return _Moments(zero, jnp.copy(zero), jnp.zeros_like(left), jnp.zeros_like(right), left, right)
 
         return SoapState(jnp.zeros((), jnp.int32), jax.tree.map(start, weights))
 
@@ -63,9 +65,14 @@ def scale_by_soap(
         assert isinstance(state, SoapState)
         count = state.steps + 1
         renew = jnp.logical_or(count <= _FIRST, count % frequency == 0)
-        pairs = jax.tree.map(
-            lambda gradient, moments: _step(gradient, moments, count, renew, b1, b2, eps), gradients, state.moments
-        )
+
+        def step(gradient: Array, moments: _Moments) -> tuple[Array, _Moments]:
+            one = partial(_step, count=count, renew=renew, b1=b1, b2=b2, eps=eps)
+            for _ in gradient.shape[:-2]:
+                one = jax.vmap(one)
+            return one(gradient, moments)
+
+        pairs = jax.tree.map(step, gradients, state.moments)
         steps, moments = (jax.tree.map(lambda _, pair, i=i: pair[i], gradients, pairs) for i in range(2))
         return steps, SoapState(count, moments)
 
