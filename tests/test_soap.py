@@ -96,3 +96,12 @@ def test_it_solves_what_adam_does_not_in_as_many_steps() -> None:
     soap, adam = reached(scale_by_soap()), reached(optax.scale_by_adam(0.95, 0.95))
     assert soap < 0.1 * adam
     assert soap < 1e-4
+
+
+def test_leading_axes_count_matrices() -> None:
+    """Steps of a stack of matrices are those of each alone."""
+    gradients = jnp.stack([_gradients(7, seed) for seed in range(3)], axis=1)
+    together = _steps(gradients)[0]
+    for i in range(3):
+        for one, many in zip(_steps(gradients[:, i])[0], together, strict=True):
+            np.testing.assert_allclose(many[i], one, rtol=1e-4, atol=1e-5)

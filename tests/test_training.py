@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from tiny import same, tiny_catalog, tiny_config
 
 import popsed_jax as pj
 from popsed_jax.flows.spline import FlowConfig, init_flow
+from popsed_jax.learned import load_network, load_survey
 from popsed_jax.population import blocks, objective
 from popsed_jax.population import fit as fit_module
 from popsed_jax.population.checkpoint import CheckpointError
@@ -22,8 +25,10 @@ from popsed_jax.population.fit_config import FitConfig
 from popsed_jax.population.galaxies import TrainingGalaxies
 from popsed_jax.population.objective import member_loss, relative_entropy
 from popsed_jax.population.schedules import build_schedule
+from popsed_jax.population.storage import StorageError
 from popsed_jax.population.survey import noise_floor, validation_distance
 from popsed_jax.population.train import init_state, run_epoch
+from popsed_jax.settings import dump_toml, to_mapping
 from popsed_jax.surveys import prepare_problem
 
 value_and_grad = jax.jit(jax.value_and_grad(member_loss, has_aux=True), static_argnames="settings")
@@ -295,6 +300,25 @@ def test_a_run_writes_all_its_files(finished) -> None:
     assert isinstance(result.reason, str)
     assert not list(folder.rglob("*.pkl"))
     assert not list(folder.rglob("*.part"))
+
+
+def test_posteriors_need_the_catalogue_that_was_fitted(finished, tmp_path) -> None:
+    config, folder, _ = finished
+    run = shutil.copytree(folder, tmp_path / "run")
+    # The fit's galaxies came from memory: config.toml describes more of them.
+    with pytest.raises(StorageError, match=r"is not the one that was fitted.*catalog\.write\(path\)"):
+        load_survey(run)
+    described = dataclasses.replace(config, catalog=tiny_catalog(config).write(run / "galaxies.parquet"))
+    (run / "config.toml").write_text(dump_toml(to_mapping(described)))
+    survey, bands = load_survey(run)
+    assert bands == tuple(b.name for b in config.catalog.bands)
+    assert survey.population.num_members == 2
+    assert load_network(run, survey) is None
+    metrics = json.loads((run / "metrics.json").read_text())
+    del metrics["catalog"]["checksum"]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(StorageError, match=r"metrics\.json does not say which catalogue was fitted"):
+        load_survey(run)
 
 
 def test_redshifts_never_reach_the_fit(finished) -> None:

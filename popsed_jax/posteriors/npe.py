@@ -32,7 +32,8 @@ from popsed_jax.posteriors.survey import LearnedSurvey, Photometry
 from popsed_jax.sps.soap import scale_by_soap
 
 _NUM_SCALE = 16384  # simulated galaxies by which features and u are scaled
-_GALAXIES = 16  # sampled at once
+_GALAXIES = 4  # sampled at once: what stays in a processor's cache
+_MANY = 1024  # of which little is asked
 Label = int | Int[np.ndarray, " galaxy"]
 
 
@@ -120,15 +121,15 @@ class NPE:
     ) -> Float[np.ndarray, "galaxy grid"]:
         """p(redshift | photometry) under a prior on a grid within the bounds, exact."""
         pieces = (photometry, _each(label, photometry))
-        return map_batches(_redshift_density, (self, jnp.asarray(grid)), pieces, 64 * _GALAXIES)
+        return map_batches(_redshift_density, (self, jnp.asarray(grid)), pieces, _MANY)
 
     def embed(self, photometry: Photometry, label: Label) -> Float[np.ndarray, "galaxy embedding"]:
         """What the flow's densities under a prior depend on."""
-        return map_batches(_embed, self, (photometry, _each(label, photometry)), 64 * _GALAXIES)
+        return map_batches(_embed, self, (photometry, _each(label, photometry)), _MANY)
 
     def unlikeness(self, photometry: Photometry) -> tuple[Float[np.ndarray, " galaxy"], Float[np.ndarray, " galaxy"]]:
         """How unlike the training's galaxies each is, and the share of those that are as unlike. See `Novelty`."""
-        return map_batches(_unlikeness, self, photometry, 64 * _GALAXIES)
+        return map_batches(_unlikeness, self, photometry, _MANY)
 
 
 class TrainState(NamedTuple):

@@ -52,7 +52,9 @@ def scale_by_soap(
         def start(leaf: Array) -> _Moments:
             *many, rows, columns = leaf.shape
             zero = jnp.zeros_like(leaf)
-            left, right = (jnp.broadcast_to(jnp.eye(num, dtype=leaf.dtype), (*many, num, num)) for num in (rows, columns))
+            left, right = (
+                jnp.broadcast_to(jnp.eye(num, dtype=leaf.dtype), (*many, num, num)) for num in (rows, columns)
+            )
             # No array twice: an epoch may reuse the memory of its state.
             return _Moments(zero, jnp.copy(zero), jnp.zeros_like(left), jnp.zeros_like(right), left, right)
 
