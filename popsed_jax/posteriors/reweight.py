@@ -19,6 +19,7 @@ from popsed_jax.population.model import Population
 
 # Below this effective sample size a weighted posterior is a handful of samples.
 LOW_ESS = 30.0
+_BLOCK = 512  # galaxies whose samples are sorted at once: copies of all would be several times the samples' memory
 
 
 class Weighted(NamedTuple):
@@ -45,22 +46,9 @@ class Weighted(NamedTuple):
 
     def quantiles(self, levels: Float[np.ndarray, " level"]) -> Float[np.ndarray, "galaxy level dim"]:
         """Quantiles of each parameter: where the weights of the samples below, half of its own counted, reach the level."""
-        order = np.argsort(self.theta, axis=1)
-        values = np.take_along_axis(self.theta, order, axis=1)
-        weights = np.take_along_axis(np.broadcast_to(self.weights[..., None], values.shape), order, axis=1)
-        below = np.cumsum(weights, axis=1) - 0.5 * weights
-        last = values.shape[1] - 1
-        found = np.empty((len(values), len(levels), values.shape[2]))
-        for i, level in enumerate(levels):
-            rank = np.sum(below < level, axis=1, keepdims=True)
-            ends = [np.clip(rank - 1, 0, last), np.clip(rank, 0, last)]
-            (x_0, x_1), (y_0, y_1) = (
-                [np.take_along_axis(part, end, axis=1) for end in ends] for part in (below, values)
-            )
-            # Beyond the first and the last sample there is nothing between the two.
-            part = np.divide(level - x_0, x_1 - x_0, out=np.zeros_like(x_0), where=x_1 > x_0)
-            found[:, i] = (y_0 + np.clip(part, 0.0, 1.0) * (y_1 - y_0))[:, 0]
-        return found
+        starts = range(0, len(self.theta), _BLOCK)
+        blocks = [_quantiles(self.theta[i : i + _BLOCK], self.weights[i : i + _BLOCK], levels) for i in starts]
+        return np.concatenate(blocks) if blocks else np.empty((0, len(levels), self.theta.shape[2]))
 
     def resample(self, rng: np.random.Generator, num: int) -> Float[np.ndarray, "galaxy draw dim"]:
         """Samples without weights, drawn with replacement: systematically, which adds the least scatter."""
@@ -70,6 +58,27 @@ class Weighted(NamedTuple):
         rows = [np.searchsorted(row, place * row[-1]) for row, place in zip(cumulative, at, strict=True)]
         index = np.minimum(np.stack(rows), self.theta.shape[1] - 1)
         return np.take_along_axis(self.theta, index[..., None], axis=1)
+
+
+def _quantiles(
+    theta: Float[np.ndarray, "galaxy sample dim"],
+    weights: Float[np.ndarray, "galaxy sample"],
+    levels: Float[np.ndarray, " level"],
+) -> Float[np.ndarray, "galaxy level dim"]:
+    order = np.argsort(theta, axis=1)
+    values = np.take_along_axis(theta, order, axis=1)
+    weights = np.take_along_axis(np.broadcast_to(weights[..., None], values.shape), order, axis=1)
+    below = np.cumsum(weights, axis=1) - 0.5 * weights
+    last = values.shape[1] - 1
+    found = np.empty((len(values), len(levels), values.shape[2]))
+    for i, level in enumerate(levels):
+        rank = np.sum(below < level, axis=1, keepdims=True)
+        ends = [np.clip(rank - 1, 0, last), np.clip(rank, 0, last)]
+        (x_0, x_1), (y_0, y_1) = ([np.take_along_axis(part, end, axis=1) for end in ends] for part in (below, values))
+        # Beyond the first and the last sample there is nothing between the two.
+        part = np.divide(level - x_0, x_1 - x_0, out=np.zeros_like(x_0), where=x_1 > x_0)
+        found[:, i] = (y_0 + np.clip(part, 0.0, 1.0) * (y_1 - y_0))[:, 0]
+    return found
 
 
 def reweight(
