@@ -101,6 +101,7 @@ def calibration(survey: LearnedSurvey, npe: NPE, num: int, num_hmc: int, figures
             survey, num, lambda member, seen: npe.sample(jax.random.key(600 + member), seen, 500, member)[0]
         ),
         "network, average over the members": lambda: (of_learned[0], learned.posterior(1, of_learned[1])),
+        "network, members, taken to another n(z) by weights": lambda: tilted(survey, npe, num),
         "network, broad prior taken to the average by weights": lambda: (of_learned[0], changed(many, of_learned[1])),
     }
     if num_hmc:
@@ -131,9 +132,27 @@ def calibration(survey: LearnedSurvey, npe: NPE, num: int, num_hmc: int, figures
         )
         print(rows[-1], flush=True)
     plot_tarp(curves).savefig(figures / "coverage.png", dpi=110)
-    for name, rank in zip(("broad", "members", "average", "changed", "chains"), ranks.values(), strict=False):
+    for name, rank in zip(("broad", "members", "average", "tilted", "changed", "chains"), ranks.values(), strict=False):
         plot_ranks(rank).savefig(figures / f"ranks_{name}.png", dpi=110)
     return rows
+
+
+def tilted(survey: LearnedSurvey, npe: NPE, num: int) -> tuple[np.ndarray, Weighted]:
+    """Galaxies of each member whose density has a factor exp(-z / <z>), and the member's posteriors with that as a weight."""
+    at, mean = survey.space.index("redshift"), 0.0
+    rng = np.random.default_rng(8)
+    truths, each = [], []
+    for member in range(survey.population.num_members):
+        size = num // survey.population.num_members
+        theta, seen = simulated(survey, survey.population, 700 + member, 20 * size, member)
+        mean = mean or float(theta[:, at].mean())
+        factor = np.exp(-theta[:, at] / mean)
+        pick = rng.choice(len(theta), size, replace=False, p=factor / factor.sum())
+        some = Photometry(*(part[pick] for part in seen))
+        drawn = npe.sample(jax.random.key(800 + member), some, 500, member)[0]
+        truths.append(theta[pick])
+        each.append(reweight(drawn, np.zeros(drawn.shape[:2]), -drawn[:, :, at] / mean))
+    return np.concatenate(truths), Weighted(*(np.concatenate(parts) for parts in zip(*each, strict=True)))
 
 
 def changed(estimator: NPEEstimator, seen: Photometry) -> Weighted:
@@ -265,24 +284,32 @@ def speed(survey: LearnedSurvey, npe: NPE, estimators: dict[str, NPEEstimator], 
     """Galaxies a second, compilation apart."""
     _, seen = simulated(survey, survey.population, 300, num)
     grid = estimators["learned"].summary.grid
-    chains = Photometry(*(part[:128] for part in seen))
-    config = HMCConfig()
-    work: dict[str, tuple[Callable[[], Any], int]] = {
-        "network: 500 samples, broad prior": (lambda: estimators["broad"].posterior(1, seen), num),
-        "network: 500 samples, learned population": (lambda: estimators["learned"].posterior(1, seen), num),
-        "network: 500 samples, analytic prior by weights": (lambda: estimators["flat"].posterior(1, seen), num),
-        "network: p(redshift) and its summary": (
-            lambda: summarise_pz(grid, npe.redshift_density(seen, grid, npe.broad)),
-            num,
-        ),
-        "chains, learned population": (
-            lambda: sample_hmc(jax.random.key(1), survey, chains, config, network=npe),
-            len(chains.flux),
-        ),
-    }
+    chains = Photometry(*(part[:96] for part in seen))
+    few = Photometry(*(part[: HMCConfig.galaxies_at_once] for part in seen))
+    work: dict[str, tuple[Callable[[], Any], Callable[[], Any], int]] = {}
+    for prior, words in (
+        ("broad", "broad prior"),
+        ("learned", "learned population"),
+        ("flat", "flat prior, by weights"),
+    ):
+
+        def sampled(prior: str = prior) -> Weighted:
+            return estimators[prior].posterior(1, seen)
+
+        work[f"network: 500 samples, {words}"] = (sampled, sampled, num)
+
+    def summarised() -> Any:
+        return summarise_pz(grid, npe.redshift_density(seen, grid, npe.broad))
+
+    work["network: p(redshift) and its summary"] = (summarised, summarised, num)
+    work["chains, learned population"] = (
+        lambda: sample_hmc(jax.random.key(1), survey, few, network=npe, members=[0]),
+        lambda: sample_hmc(jax.random.key(1), survey, chains, network=npe),
+        len(chains.flux),
+    )
     rows = []
-    for name, (run, count) in work.items():
-        found = run()
+    for name, (warm_up, run, count) in work.items():
+        warm_up()
         times = []
         for _ in range(1 if name.startswith("chains") else 3):
             start = time.perf_counter()

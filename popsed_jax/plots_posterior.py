@@ -102,7 +102,8 @@ def plot_tarp(curves: Mapping[str, Tarp], tolerance: float = 0.03) -> Figure:
         right.plot(curve.levels, gap, color=color, linestyle=style, linewidth=1.6)
     left.set(xlim=(0, 1), ylim=(0, 1), xlabel="credibility level", ylabel="expected coverage", aspect="equal")
     right.set(xlim=(0, 1), xlabel="credibility level", ylabel="coverage - level")
-    left.legend(frameon=False, fontsize=9, loc="upper left")
+    handles, names = left.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=min(2, len(names)), frameon=False, fontsize=9)
     right.legend(frameon=False, fontsize=9, loc="upper left")
     for ax in (left, right):
         tidy(ax)
@@ -141,7 +142,7 @@ def plot_redshifts(
         top.text(0.97, 0.04, _point_text(metrics), transform=top.transAxes, ha="right", fontsize=9, bbox=_WHITE)
     top.set_ylabel("photometric redshift")
     bottom.set(xlabel="spectroscopic redshift", ylabel=r"$\Delta z\,/\,(1 + z)$")
-    top.legend(frameon=False, fontsize=9, loc="upper left")
+    top.legend(framealpha=0.8, edgecolor="none", fontsize=9, loc="upper left")
     for ax, mesh in zip((top, bottom), meshes, strict=True):
         figure.colorbar(mesh, ax=ax, label="galaxies", pad=0.01)
     return figure

@@ -55,7 +55,7 @@ def test_coverage(tmp_path):
     for line, curve in zip(left.lines[1:], curves.values(), strict=True):
         np.testing.assert_array_equal(line.get_ydata(), curve.coverage)
     np.testing.assert_allclose(right.lines[2].get_ydata(), curves["b"].coverage - curves["b"].levels)
-    assert [text.get_text() for text in left.get_legend().get_texts()] == ["a", "b"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
 
 
 def test_redshifts(galaxies, tmp_path):

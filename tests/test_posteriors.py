@@ -280,6 +280,9 @@ def test_members_count_by_their_shares_alone(survey, galaxies, npe):
         estimator = NPEEstimator(BANDS, network, survey.population, "learned", summary, 20)
         found = estimator.posterior(0, galaxies[1])
         np.testing.assert_allclose(found.weights.reshape(16, 2, 10).sum(axis=2), [[0.6, 0.4]] * 16, rtol=1e-5)
+    # Members get samples by their shares, so that weights are alike.
+    estimator = NPEEstimator(BANDS, npe, survey.population, "learned", summary, 125)
+    np.testing.assert_allclose(estimator.posterior(0, galaxies[1]).weights, 1.0 / 125.0, rtol=1e-5)
 
 
 def test_damage_is_named(tmp_path, survey, npe):

@@ -27,6 +27,7 @@ from popsed_jax.sps.config import DERIVED_META
 PriorName = Literal["learned", "flat", "broad"]
 NUM_GRID = 200
 _LEVELS = np.array([0.16, 0.5, 0.84])
+_GROUP = 25  # samples of a galaxy under one prior at a time: members get whole groups
 
 
 class HasLogProb(Protocol):
@@ -130,7 +131,7 @@ class NPEEstimator:
         population: the learned one.
         prior: "learned": the average over the population's members; "broad": the analytic prior as the survey keeps its
             galaxies; "flat": the analytic prior, by weights from the broad one, as any other with a `log_prob(theta)`.
-        num_draws: samples behind the summaries, or a few more: as many of each member.
+        num_draws: samples behind the summaries, or a few more; of each member by its share.
     """
 
     bands: tuple[str, ...]
@@ -178,20 +179,21 @@ class NPEEstimator:
 
     def posterior(self, seed: int, photometry: Photometry) -> Weighted:
         """Weighted samples of each galaxy."""
-        each = -(-self.num_draws // len(self.shares))
-        keys = jax.random.split(jax.random.key(seed), len(self.shares))
-        drawn = [self.npe.sample(key, photometry, each, label)[0] for key, label in zip(keys, self.shares, strict=True)]
-        theta = np.concatenate(drawn, axis=1)
+        labels, shares = list(self.shares), np.array(list(self.shares.values()))
+        groups = _apportioned(shares, max(len(shares), self.num_draws // _GROUP))
+        each = -(-self.num_draws // int(groups.sum()))
+        rows = jax.tree.map(lambda part: np.repeat(np.asarray(part), groups.sum(), axis=0), photometry)
+        told = np.tile(np.repeat(labels, groups), len(photometry.flux))
+        theta = self.npe.sample(jax.random.key(seed), rows, each, told)[0]
+        theta = theta.reshape(len(photometry.flux), -1, theta.shape[2])
         if self._by_weights:
             log_from = log_prob_of(as_prior(self.npe.proposal, self.npe.broad), theta)
             flat = isinstance(self.prior, str)
             log_to = log_flat(self.population, theta) if flat else log_prob_of(self.prior, theta)
             return reweight(theta, log_from, log_to)
-        share = np.array(list(self.shares.values()))[:, None]
-        within = np.full((len(theta), len(share), each), 1.0 / each)
-        if self._selected:
-            within = softmax(self._log_selected(theta).reshape(within.shape), axis=2)
-        weights = (share * within).reshape(theta.shape[:2])
+        told_apart = np.split(self._log_selected(theta), np.cumsum(groups)[:-1] * each, axis=1)
+        parts = [share * softmax(part, axis=1) for share, part in zip(shares, told_apart, strict=True)]
+        weights = np.concatenate(parts, axis=1)
         return Weighted(theta, weights, 1.0 / np.sum(weights**2, axis=1))
 
     @property
@@ -216,8 +218,18 @@ class NPEEstimator:
     def _log_selected(self, theta: Float[np.ndarray, "galaxy sample dim"]) -> Float[np.ndarray, "galaxy sample"]:
         """Log of what the selection does to the learned population, once the photometry is given."""
         survey = self.npe.survey
+        if not self._selected:
+            return np.zeros(theta.shape[:2])
         kept = map_batches(ForwardModel.detection, survey.forward, theta.reshape(-1, theta.shape[-1]))
         return survey.selection_power * np.log(np.maximum(kept, LEAST_KEPT)).reshape(theta.shape[:2])
+
+
+def _apportioned(shares: Float[np.ndarray, " part"], num: int) -> Int[np.ndarray, " part"]:
+    """So many seats by shares, at least one for each. (The largest remainders get what rounding leaves.)"""
+    counts = np.maximum(np.floor(shares * num).astype(int), 1)
+    for part in np.argsort(counts - shares * num)[: max(num - int(counts.sum()), 0)]:
+        counts[part] += 1
+    return counts
 
 
 @dataclasses.dataclass

@@ -58,7 +58,7 @@ class HMCConfig:
     target_accept: float = 0.8
     num_jumps: int = 16
     num_starts: int = 8192
-    galaxies_at_once: int = 64
+    galaxies_at_once: int = 32
     max_r_hat: float = 1.05
     min_ess: float = 100.0
     max_divergent: float = 0.02

@@ -32,7 +32,7 @@ from popsed_jax.posteriors.survey import LearnedSurvey, Photometry
 from popsed_jax.sps.soap import scale_by_soap
 
 _NUM_SCALE = 16384  # simulated galaxies by which features and u are scaled
-_GALAXIES = 4  # sampled at once: what stays in a processor's cache
+_SAMPLES = 2000  # at once: what stays in a processor's cache
 _MANY = 1024  # of which little is asked
 Label = int | Int[np.ndarray, " galaxy"]
 
@@ -108,13 +108,15 @@ class NPE:
             label: of the prior, for all galaxies or for each.
         """
         pieces = (np.arange(len(photometry.flux)), photometry, _each(label, photometry))
-        return map_batches(_sampler(num), (key, self), pieces, _GALAXIES)
+        return map_batches(_sampler(num), (key, self), pieces, max(1, _SAMPLES // num))
 
     def log_prob(
         self, theta: Float[np.ndarray, "galaxy sample dim"], photometry: Photometry, label: Label
     ) -> Float[np.ndarray, "galaxy sample"]:
         """log q(theta | photometry) under a prior."""
-        return map_batches(_log_prob, self, (theta, photometry, _each(label, photometry)), _GALAXIES)
+        return map_batches(
+            _log_prob, self, (theta, photometry, _each(label, photometry)), max(1, _SAMPLES // theta.shape[1])
+        )
 
     def redshift_density(
         self, photometry: Photometry, grid: Float[np.ndarray, " grid"], label: Label
