@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import softmax
 
 from popsed_jax.flags import Flag
 from popsed_jax.observe.forward import ForwardModel
@@ -180,7 +179,7 @@ class NPEEstimator:
     def posterior(self, seed: int, photometry: Photometry) -> Weighted:
         """Weighted samples of each galaxy."""
         labels, shares = list(self.shares), np.array(list(self.shares.values()))
-        groups = _apportioned(shares, max(len(shares), self.num_draws // _GROUP))
+        groups = apportioned(shares, max(len(shares), self.num_draws // _GROUP))
         each = -(-self.num_draws // int(groups.sum()))
         rows = jax.tree.map(lambda part: np.repeat(np.asarray(part), groups.sum(), axis=0), photometry)
         told = np.tile(np.repeat(labels, groups), len(photometry.flux))
@@ -191,9 +190,10 @@ class NPEEstimator:
             flat = isinstance(self.prior, str)
             log_to = log_flat(self.population, theta) if flat else log_prob_of(self.prior, theta)
             return reweight(theta, log_from, log_to)
-        told_apart = np.split(self._log_selected(theta), np.cumsum(groups)[:-1] * each, axis=1)
-        parts = [share * softmax(part, axis=1) for share, part in zip(shares, told_apart, strict=True)]
-        weights = np.concatenate(parts, axis=1)
+        ends = np.cumsum(groups)[:-1] * each
+        told_apart = zip(*(np.split(part, ends, axis=1) for part in (theta, self._log_selected(theta))), strict=True)
+        parts = [reweight(some, np.zeros(log.shape), log).weights for some, log in told_apart]
+        weights = np.concatenate([share * part for share, part in zip(shares, parts, strict=True)], axis=1)
         return Weighted(theta, weights, 1.0 / np.sum(weights**2, axis=1))
 
     @property
@@ -216,15 +216,17 @@ class NPEEstimator:
         return np.sum(each, axis=0)
 
     def _log_selected(self, theta: Float[np.ndarray, "galaxy sample dim"]) -> Float[np.ndarray, "galaxy sample"]:
-        """Log of what the selection does to the learned population, once the photometry is given."""
+        """Log of what the selection does to the prior, once the photometry is given; -inf outside the bounds."""
         survey = self.npe.survey
+        inside = np.asarray(self.population.space.inside(jnp.asarray(theta)))
         if not self._selected:
-            return np.zeros(theta.shape[:2])
+            return np.where(inside, 0.0, -np.inf)
         kept = map_batches(ForwardModel.detection, survey.forward, theta.reshape(-1, theta.shape[-1]))
-        return survey.selection_power * np.log(np.maximum(kept, LEAST_KEPT)).reshape(theta.shape[:2])
+        power = survey.selection_power
+        return np.where(inside, power * np.log(np.maximum(kept, LEAST_KEPT)).reshape(inside.shape), -np.inf)
 
 
-def _apportioned(shares: Float[np.ndarray, " part"], num: int) -> Int[np.ndarray, " part"]:
+def apportioned(shares: Float[np.ndarray, " part"], num: int) -> Int[np.ndarray, " part"]:
     """So many seats by shares, at least one for each. (The largest remainders get what rounding leaves.)"""
     counts = np.maximum(np.floor(shares * num).astype(int), 1)
     for part in np.argsort(counts - shares * num)[: max(num - int(counts.sum()), 0)]:
