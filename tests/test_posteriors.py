@@ -150,7 +150,7 @@ def test_chains_agree_with_importance_sampling(survey, galaxies, npe):
     assert noisy.selection_power == -1.0
     kept = jnp.maximum(jax.jit(ForwardModel.detection)(noisy.forward, theta), LEAST_KEPT)
     log_prior = first.log_prob(u) - noisy.space.log_det(u) - noisy.population.log_prob(theta) - jnp.log(kept)
-    long = HMCConfig(num_warmup=200, num_samples=300, num_chains=4, galaxies_at_once=4)
+    long = HMCConfig(num_warmup=200, num_samples=300, num_chains=4, max_tree_depth=5, galaxies_at_once=4)
     for network in (None, npe):
         found = sample_hmc(jax.random.key(8), noisy, seen, long, network=network, members=[0])
         assert found.converged.mean() >= 0.5
