@@ -64,25 +64,37 @@ def simulated(
 
 
 def by_member(
-    survey: LearnedSurvey, num: int, posterior_of: Callable[[int, Photometry], np.ndarray]
+    survey: LearnedSurvey,
+    num: int,
+    posterior_of: Callable[[int, Photometry], Weighted],
+    galaxies_of: Callable[[int, int], tuple[np.ndarray, Photometry]] | None = None,
 ) -> tuple[np.ndarray, Weighted]:
-    """Galaxies of each member, and their posteriors under the same member: these are exact, the average over members is not."""
+    """Galaxies of each member, and their posteriors under the same member: these are exact, the average over members is not.
+
+    Args:
+        galaxies_of: draws so many of a member; None: those of the population.
+    """
+    galaxies_of = galaxies_of or (lambda member, size: simulated(survey, survey.population, 400 + member, size, member))
     members = range(survey.population.num_members)
     truths, each = [], []
     for member in members:
-        theta, seen = simulated(survey, survey.population, 400 + member, num // len(members), member)
+        theta, seen = galaxies_of(member, num // len(members))
         truths.append(theta)
         each.append(posterior_of(member, seen))
-    samples = np.concatenate(each)
-    weights = np.full(samples.shape[:2], 1.0 / samples.shape[1])
-    return np.concatenate(truths), Weighted(samples, weights, np.full(len(samples), float(samples.shape[1])))
+    return np.concatenate(truths), Weighted(*(np.concatenate(parts) for parts in zip(*each, strict=True)))
 
 
-def chained(survey: LearnedSurvey, npe: NPE, member: int, seen: Photometry) -> np.ndarray:
+def alike(samples: np.ndarray) -> Weighted:
+    """Samples that all count the same."""
+    num = samples.shape[1]
+    return Weighted(samples, np.full(samples.shape[:2], 1.0 / num), np.full(len(samples), float(num)))
+
+
+def chained(survey: LearnedSurvey, npe: NPE, member: int, seen: Photometry) -> Weighted:
     """Chains under a member, every other draw."""
     chains = sample_hmc(jax.random.key(500 + member), survey, seen, HMCConfig(), network=npe, members=[member])
     print(f"member {member}: converged {chains.converged.mean():.2f}, ESS {np.median(chains.ess):.0f}", flush=True)
-    return chains.theta[:, ::2]
+    return alike(chains.theta[:, ::2])
 
 
 def calibration(survey: LearnedSurvey, npe: NPE, num: int, num_hmc: int, figures: Path) -> list[dict[str, Any]]:
@@ -98,7 +110,7 @@ def calibration(survey: LearnedSurvey, npe: NPE, num: int, num_hmc: int, figures
     cases: dict[str, Callable[[], tuple[np.ndarray, Weighted]]] = {
         "network, broad prior": lambda: (of_broad[0], broad.posterior(1, of_broad[1])),
         "network, members of the learned population": lambda: by_member(
-            survey, num, lambda member, seen: npe.sample(jax.random.key(600 + member), seen, 500, member)[0]
+            survey, num, lambda member, seen: alike(npe.sample(jax.random.key(600 + member), seen, 500, member)[0])
         ),
         "network, average over the members": lambda: (of_learned[0], learned.posterior(1, of_learned[1])),
         "network, members, taken to another n(z) by weights": lambda: tilted(survey, npe, num),
@@ -139,20 +151,20 @@ def calibration(survey: LearnedSurvey, npe: NPE, num: int, num_hmc: int, figures
 
 def tilted(survey: LearnedSurvey, npe: NPE, num: int) -> tuple[np.ndarray, Weighted]:
     """Galaxies of each member whose density has a factor exp(-z / <z>), and the member's posteriors with that as a weight."""
-    at, mean = survey.space.index("redshift"), 0.0
-    rng = np.random.default_rng(8)
-    truths, each = [], []
-    for member in range(survey.population.num_members):
-        size = num // survey.population.num_members
+    at, rng = survey.space.index("redshift"), np.random.default_rng(8)
+    mean = float(simulated(survey, survey.population, 700, 1000)[0][:, at].mean())
+
+    def galaxies_of(member: int, size: int) -> tuple[np.ndarray, Photometry]:
         theta, seen = simulated(survey, survey.population, 700 + member, 20 * size, member)
-        mean = mean or float(theta[:, at].mean())
         factor = np.exp(-theta[:, at] / mean)
         pick = rng.choice(len(theta), size, replace=False, p=factor / factor.sum())
-        some = Photometry(*(part[pick] for part in seen))
-        drawn = npe.sample(jax.random.key(800 + member), some, 500, member)[0]
-        truths.append(theta[pick])
-        each.append(reweight(drawn, np.zeros(drawn.shape[:2]), -drawn[:, :, at] / mean))
-    return np.concatenate(truths), Weighted(*(np.concatenate(parts) for parts in zip(*each, strict=True)))
+        return theta[pick], Photometry(*(part[pick] for part in seen))
+
+    def posterior_of(member: int, seen: Photometry) -> Weighted:
+        drawn = npe.sample(jax.random.key(800 + member), seen, 500, member)[0]
+        return reweight(drawn, np.zeros(drawn.shape[:2]), -drawn[:, :, at] / mean)
+
+    return by_member(survey, num, posterior_of, galaxies_of)
 
 
 def changed(estimator: NPEEstimator, seen: Photometry) -> Weighted:

@@ -73,7 +73,12 @@ def _bins(total: np.ndarray, target: np.ndarray, edges: np.ndarray) -> list[np.n
 
 
 def settings(
-    catalog: pj.Catalog, selection: SelectionConfig, fraction: float, seed: int = 0, epochs: int = 24
+    catalog: pj.Catalog,
+    selection: SelectionConfig,
+    fraction: float,
+    seed: int = 0,
+    epochs: int = 24,
+    tie_break: float = 0.02,
 ) -> pj.RunConfig:
     config = pj.default_config()
     # The absolute photometry is good to 6 % (Capak+07); totals from one difference of magnitudes add to it. Redshifts tell zero
@@ -88,7 +93,7 @@ def settings(
         spectroscopy=SpectroscopyConfig(fraction),
         # Templates that are not these galaxies' leave the distance above its target all the time: the KL, which is there to
         # choose among states that match, must not outweigh a better match.
-        fit=dataclasses.replace(config.fit, seed=seed, flat_control=False, num_epochs=epochs, kl_tie_break=0.02),
+        fit=dataclasses.replace(config.fit, seed=seed, flat_control=False, num_epochs=epochs, kl_tie_break=tie_break),
     )
 
 
@@ -99,10 +104,11 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="run directory to write, with its report")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--tie-break", type=float, default=0.02, help="see settings(); the default of fits is 0.05")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     catalog, selection = read(args.data)
-    config = settings(catalog, selection, args.fraction, args.seed, args.epochs)
+    config = settings(catalog, selection, args.fraction, args.seed, args.epochs, args.tie_break)
     if args.run is not None:
         # In the run directory, so that posteriors find the galaxies again.
         args.run.mkdir(parents=True, exist_ok=True)

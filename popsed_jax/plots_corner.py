@@ -33,6 +33,10 @@ class Samples(Protocol):
     def weights(self) -> Float[np.ndarray, "galaxy sample"]:
         """Each galaxy's sum to one."""
 
+    @property
+    def ess(self) -> Float[np.ndarray, " galaxy"]:
+        """Effective sample size."""
+
 
 def plot_galaxy(
     posteriors: Mapping[str, Samples],
@@ -59,7 +63,7 @@ def plot_galaxy(
         name: (np.asarray(each.theta[galaxy][:, columns], float), np.asarray(each.weights[galaxy], float))
         for name, each in posteriors.items()
     }
-    size = {name: weights.sum() ** 2 / np.sum(weights**2) for name, (_, weights) in clouds.items()}
+    size = {name: float(each.ess[galaxy]) for name, each in posteriors.items()}
     shown = {name: cloud for name, cloud in clouds.items() if size[name] >= _FEWEST}
     if len(names) < 2 or not shown:
         sizes = ", ".join(f"{name}: {value:.0f}" for name, value in size.items())

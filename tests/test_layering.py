@@ -12,12 +12,13 @@ BOTH = {"population", "posteriors", "priors"}
 # What each layer may import from the package besides itself; layers that are not listed (the top level) may import all.
 ALLOWED = {
     "_random": set(),
+    "_soap": set(),
     "parameters": {"_random"},
     "cosmology": set(),
     "data": set(),
     "_dsps": set(),
     "tables": {"data"},
-    "sps": {"_dsps", "_random", "data", "parameters", "cosmology"},
+    "sps": {"_dsps", "_random", "_soap", "data", "parameters", "cosmology"},
     "observe": {"sps", "_random", "data", "parameters", "cosmology"},
     "flows": {"_random"},
     "transport": {"_random"},

@@ -13,12 +13,13 @@ from popsed_jax.observe.forward import ForwardModel
 from popsed_jax.observe.selection import MagnitudeLimit, SelectionConfig
 from popsed_jax.population.batching import map_batches
 from popsed_jax.population.storage import StorageError
-from popsed_jax.posteriors.columns import NPEEstimator, Summary, apportioned
+from popsed_jax.posteriors.columns import NPEEstimator, Summary
 from popsed_jax.posteriors.estimator import Rows, blank_columns
 from popsed_jax.posteriors.frame import from_frame, to_frame
 from popsed_jax.posteriors.hmc import HMCConfig, convergence, sample_hmc
 from popsed_jax.posteriors.npe import NPE, NPEConfig, train_npe
 from popsed_jax.posteriors.reweight import as_prior, log_flat
+from popsed_jax.posteriors.simulate import SimulationConfig, apportioned
 from popsed_jax.posteriors.storage import load_npe, save_npe
 from popsed_jax.posteriors.survey import LEAST_KEPT, LearnedSurvey, Photometry, log_likelihood
 from popsed_jax.posteriors.target import Lane, Target, energies_of, potential_of
@@ -314,6 +315,8 @@ def test_damage_is_named(tmp_path, survey, npe):
         (HMCConfig, {"target_accept": 1.0}, "target_accept = 1.0 must be between 0 and 1"),
         (NPEConfig, {"batch_size": 0}, "batch_size = 0 must be at least 1"),
         (NPEConfig, {"learning_rate": 0.0}, "learning_rate = 0.0 must be positive"),
+        (SimulationConfig, {"broad": 0.0}, "broad = 0.0 must be between 0 and 1"),
+        (SimulationConfig, {"missing": 1.0}, "missing = 1.0 must be at least 0 and below 1"),
     ],
 )
 def test_impossible_settings_are_refused(kind, change, words):

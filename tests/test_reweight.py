@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from popsed_jax.posteriors.reweight import Weighted, log_prob_of, reweight
+from popsed_jax.posteriors.reweight import Weighted, average, log_prob_of, reweight
 
 
 def broad(num: int = 40_000) -> np.ndarray:
@@ -111,3 +111,18 @@ def test_any_prior_with_a_log_prob():
 def test_a_prior_without_one_is_refused():
     with pytest.raises(TypeError, match=r"needs a method log_prob\(theta\); dict has none"):
         log_prob_of({}, broad(5))
+
+
+def test_an_average_counts_parts_by_their_shares_and_leaves_out_the_empty() -> None:
+    rng = np.random.default_rng(6)
+    theta = rng.normal(size=(2, 3, 4, 1))
+    weights = np.full((2, 3, 4), 0.25)
+    ess = np.array([[4.0, 0.0, 0.0], [4.0, 4.0, 0.0]])
+    parts = [Weighted(*part) for part in zip(theta, weights, ess, strict=True)]
+    found = average(parts, [0.7, 0.3])
+    np.testing.assert_allclose(found.weights.sum(axis=1), 1.0)
+    np.testing.assert_allclose(found.weights[0], np.repeat([0.7 / 4, 0.3 / 4], 4))
+    np.testing.assert_allclose(found.weights[1], np.repeat([0.0, 0.25], 4))
+    # Nothing is left of the last galaxy: that must be seen.
+    np.testing.assert_allclose(found.ess, [1.0 / (0.49 / 4 + 0.09 / 4), 4.0, 0.0])
+    assert found.low.tolist() == [False, False, True]

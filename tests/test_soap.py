@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from popsed_jax.sps.soap import scale_by_soap
+from popsed_jax._soap import scale_by_soap
 
 SHAPE = (6, 4)
 

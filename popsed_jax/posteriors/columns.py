@@ -19,7 +19,8 @@ from popsed_jax.posteriors.hmc import HMCConfig, HMCPosterior, sample_hmc
 from popsed_jax.posteriors.novelty import FLAGGED
 from popsed_jax.posteriors.npe import NPE
 from popsed_jax.posteriors.photoz import COLUMNS, density_on_grid, summarise_pz
-from popsed_jax.posteriors.reweight import Weighted, as_prior, log_flat, log_prob_of, reweight
+from popsed_jax.posteriors.reweight import Weighted, as_prior, average, log_flat, log_prob_of, reweight
+from popsed_jax.posteriors.simulate import apportioned
 from popsed_jax.posteriors.survey import LEAST_KEPT, LearnedSurvey, Photometry, counted_members
 from popsed_jax.sps.config import DERIVED_META
 
@@ -192,9 +193,7 @@ class NPEEstimator:
             return reweight(theta, log_from, log_to)
         ends = np.cumsum(groups)[:-1] * each
         told_apart = zip(*(np.split(part, ends, axis=1) for part in (theta, self._log_selected(theta))), strict=True)
-        parts = [reweight(some, np.zeros(log.shape), log).weights for some, log in told_apart]
-        weights = np.concatenate([share * part for share, part in zip(shares, parts, strict=True)], axis=1)
-        return Weighted(theta, weights, 1.0 / np.sum(weights**2, axis=1))
+        return average([reweight(some, np.zeros(log.shape), log) for some, log in told_apart], shares)
 
     @property
     def _by_weights(self) -> bool:
@@ -224,14 +223,6 @@ class NPEEstimator:
         kept = map_batches(ForwardModel.detection, survey.forward, theta.reshape(-1, theta.shape[-1]))
         power = survey.selection_power
         return np.where(inside, power * np.log(np.maximum(kept, LEAST_KEPT)).reshape(inside.shape), -np.inf)
-
-
-def apportioned(shares: Float[np.ndarray, " part"], num: int) -> Int[np.ndarray, " part"]:
-    """So many seats by shares, at least one for each. (The largest remainders get what rounding leaves.)"""
-    counts = np.maximum(np.floor(shares * num).astype(int), 1)
-    for part in np.argsort(counts - shares * num)[: max(num - int(counts.sum()), 0)]:
-        counts[part] += 1
-    return counts
 
 
 @dataclasses.dataclass

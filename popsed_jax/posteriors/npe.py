@@ -20,6 +20,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from popsed_jax._soap import matrices_by_soap
 from popsed_jax.flows.conditional import ConditionalConfig, ConditionalFlow, init_conditional
 from popsed_jax.parameters import ParameterSpace
 from popsed_jax.population.batching import map_batches
@@ -29,7 +30,6 @@ from popsed_jax.posteriors.frame import from_frame, to_frame
 from popsed_jax.posteriors.novelty import Novelty, build_novelty
 from popsed_jax.posteriors.simulate import SimulationConfig, Simulator, build_simulator, simulate_many
 from popsed_jax.posteriors.survey import LearnedSurvey, Photometry
-from popsed_jax.sps.soap import scale_by_soap
 
 _NUM_SCALE = 16384  # simulated galaxies by which features and u are scaled
 _SAMPLES = 2000  # at once: what stays in a processor's cache
@@ -231,15 +231,9 @@ def finish_npe(npe: NPE, state: TrainState) -> NPE:
 def _optimiser(config: NPEConfig) -> optax.GradientTransformation:
     """SOAP for the matrices, which takes half of Adam's steps here, and Adam for the rest, at a one-cycle rate."""
     rate = optax.cosine_onecycle_schedule(config.num_steps, config.learning_rate, pct_start=0.1)
-
-    def labels(weights: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: "matrix" if path[-1].key == "kernel" else "other", weights
-        )
-
     return optax.chain(
         optax.clip_by_global_norm(5.0),
-        optax.partition({"matrix": scale_by_soap(), "other": optax.scale_by_adam(b1=0.95, b2=0.95)}, labels),
+        matrices_by_soap(),
         optax.scale_by_learning_rate(rate),
     )
 

@@ -7,6 +7,7 @@ likelihood is the same (importance sampling: Robert & Casella 2004, sec. 3.3). T
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -113,6 +114,19 @@ def reweight(
     weights = np.where(lost[:, None], 1.0 / theta.shape[1], weights / np.where(lost[:, None], 1.0, total))
     ess = np.where(lost, 0.0, 1.0 / np.sum(weights**2, axis=1))
     return Weighted(theta, weights, ess)
+
+
+def average(parts: Sequence[Weighted], shares: Iterable[float]) -> Weighted:
+    """The average of several posteriors of the same galaxies by shares.
+
+    A part of which no sample is left does not count; where none is left of any, the effective sample size is zero.
+    """
+    counted = np.stack([share * (part.ess > 0.0) for part, share in zip(parts, shares, strict=True)], axis=1)
+    total = counted.sum(axis=1, keepdims=True)
+    counted = np.where(total > 0.0, counted / np.where(total > 0.0, total, 1.0), 1.0 / len(parts))
+    weights = np.concatenate([part.weights * counted[:, i : i + 1] for i, part in enumerate(parts)], axis=1)
+    ess = np.where(total[:, 0] > 0.0, 1.0 / np.sum(weights**2, axis=1), 0.0)
+    return Weighted(np.concatenate([part.theta for part in parts], axis=1), weights, ess)
 
 
 def _normalised(log_weights: np.ndarray) -> np.ndarray:

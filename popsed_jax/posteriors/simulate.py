@@ -40,7 +40,9 @@ class SimulationConfig:
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
-        for name in ("broad", "missing", "noisy"):
+        if not 0.0 < self.broad < 1.0:
+            raise ValueError(f"simulation: broad = {self.broad} must be between 0 and 1: a network learns both kinds")
+        for name in ("missing", "noisy"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"simulation: {name} = {getattr(self, name)} must be at least 0 and below 1")
 
@@ -122,16 +124,23 @@ def build_simulator(key: Array, survey: LearnedSurvey, config: SimulationConfig,
     """
     population = survey.population
     shares = np.append(np.asarray(population.weights, float) * (1.0 - config.broad), config.broad)
-    counts = np.floor(shares * batch).astype(int)
-    counts[np.argmax(shares)] += batch - counts.sum()
+    counts = apportioned(shares, batch)
     if batch < 2 * len(counts):
         raise ValueError(f"training: batches of {batch} are too small for {len(counts)} members")
     flows = population.flows
-    broad = _broad_flow(key, survey) if config.broad > 0.0 else population.member(0)
+    broad = _broad_flow(key, survey)
     joined = jax.tree.map(lambda many, one: jnp.concatenate([many, jnp.asarray(one, many.dtype)[None]]), flows, broad)
-    weights = jnp.asarray(counts / batch, population.weights.dtype)
+    weights = jnp.asarray(counts / counts.sum(), population.weights.dtype)
     proposal = Population(joined, weights, population.space, population.meta)
     return Simulator(survey, proposal, tuple(int(count) for count in counts), config)
+
+
+def apportioned(shares: Float[np.ndarray, " part"], num: int) -> Int[np.ndarray, " part"]:
+    """So many seats by shares, at least one for each. (The largest remainders get what rounding leaves.)"""
+    counts = np.maximum(np.floor(shares * num).astype(int), 1)
+    for part in np.argsort(counts - shares * num)[: max(num - int(counts.sum()), 0)]:
+        counts[part] += 1
+    return counts
 
 
 def _broad_flow(key: Array, survey: LearnedSurvey) -> SplineFlow:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.struct
 import jax
@@ -161,8 +161,7 @@ def _potential_function(structure: Any) -> Callable[[Array, tuple[Array, ...], L
 
     @value_and_slope.def_vmap
     def rule(size: int, batched: Any, x: Array, leaves: tuple[Array, ...], lane: Lane) -> Any:
-        over = (batched[0], batched[2])
-        x, lane = jax.tree.map(lambda leaf, is_batched: leaf if is_batched else _repeat(leaf, size), (x, lane), over)
+        x, lane = _every(size, batched, x, lane)
         return _batch(x, jax.tree.unflatten(structure, leaves), lane), (True, True)
 
     @jax.custom_vjp
@@ -193,13 +192,19 @@ def _energies_function(structure: Any) -> Callable[[Array, tuple[Array, ...], La
 
     @energies.def_vmap
     def rule(size: int, batched: Any, x: Array, leaves: tuple[Array, ...], lane: Lane) -> Any:
-        over = (batched[0], batched[2])
-        x, lane = jax.tree.map(lambda leaf, is_batched: leaf if is_batched else _repeat(leaf, size), (x, lane), over)
+        x, lane = _every(size, batched, x, lane)
         every = jax.tree.map(lambda leaf: jnp.repeat(leaf, x.shape[1], axis=0), lane)
         flat = jax.tree.unflatten(structure, leaves).potentials(x.reshape(-1, x.shape[2]), every)
         return flat.reshape(x.shape[:2]), True
 
     return energies
+
+
+def _every(size: int, batched: Any, x: Array, lane: Lane) -> tuple[Array, Lane]:
+    """Positions and lanes of all chains, those that they share repeated."""
+    over = (batched[0], batched[2])
+    every = jax.tree.map(lambda leaf, is_batched: leaf if is_batched else _repeat(leaf, size), (x, lane), over)
+    return cast(tuple[Array, Lane], every)
 
 
 def _repeat(leaf: Array, size: int) -> Array:

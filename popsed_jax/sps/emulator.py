@@ -23,8 +23,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from popsed_jax._soap import matrices_by_soap
 from popsed_jax.parameters import Parameter
-from popsed_jax.sps.soap import scale_by_soap
 
 Values = Mapping[str, Array]
 # From (what is emulated, key, number) to parameters by name and one array of outputs for each network.
@@ -307,18 +307,12 @@ def trained_networks(networks: Sequence[Network], state: TrainState) -> tuple[Ne
 def _optimiser(config: EmulatorConfig) -> optax.GradientTransformation:
     """SOAP for the matrices and Adam for the rest, at a rate that falls to zero along half a cosine."""
 
-    def labels(weights: Any) -> Any:
-        # The table of a parameter is a column of vectors, and not a map from vectors to vectors.
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: "matrix" if path[-1].key == "kernel" else "other", weights
-        )
-
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, min(200, config.num_steps // 10 + 1), config.num_steps
     )
     return optax.chain(
         optax.clip_by_global_norm(1.0),
-        optax.partition({"matrix": scale_by_soap(), "other": optax.scale_by_adam(b1=0.95, b2=0.95)}, labels),
+        matrices_by_soap(),
         optax.scale_by_learning_rate(schedule),
     )
 

@@ -36,6 +36,18 @@ class SoapState(NamedTuple):
     moments: Any
 
 
+def matrices_by_soap() -> optax.GradientTransformation:
+    """SOAP for the matrices of flax networks ("kernel"), Adam with the same memory for all else."""
+
+    def labels(weights: Any) -> Any:
+        # The table of a parameter is a column of vectors, and not a map from vectors to vectors.
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: "matrix" if path[-1].key == "kernel" else "other", weights
+        )
+
+    return optax.partition({"matrix": scale_by_soap(), "other": optax.scale_by_adam(b1=0.95, b2=0.95)}, labels)
+
+
 def scale_by_soap(
     b1: float = 0.95, b2: float = 0.95, frequency: int = 10, eps: float = 1e-8
 ) -> optax.GradientTransformation:
