@@ -228,7 +228,9 @@ def plot_stack(
         mean = np.mean(normalised(grid, density)[1], axis=0)
         ax.plot(grid, mean, color=color, linestyle=style, linewidth=1.6, label=name)
     ax.set(xlim=(grid[0], grid[-1]), xlabel="redshift", ylabel="n(z), unit area")
-    ax.set_ylim(bottom=0.0)
+    # A few samples with all the weight, under a prior that few reach, make spikes that would squash all else.
+    tallest = max((patch.get_data().values.max() for patch in ax.patches), default=np.inf)
+    ax.set_ylim(0.0, min(ax.get_ylim()[1], 2.0 * tallest))
     ax.legend(frameon=False, fontsize=9)
     tidy(ax)
     return figure

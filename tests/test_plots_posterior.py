@@ -84,6 +84,15 @@ def test_stack(galaxies, tmp_path):
     assert np.sum(ax.patches[0].get_data().values) * np.diff(ax.patches[0].get_data().edges)[0] == pytest.approx(1.0)
 
 
+def test_a_spike_does_not_squash_the_stack(galaxies):
+    truth, density, _ = galaxies
+    spiky = np.zeros_like(density)
+    spiky[:, 0] = 1.0
+    (ax,) = plot_stack(GRID, {"learned": density, "lost": spiky}, truth).axes
+    assert ax.get_ylim()[1] == pytest.approx(2.0 * ax.patches[0].get_data().values.max())
+    assert ax.lines[1].get_ydata().max() > ax.get_ylim()[1]
+
+
 @pytest.mark.parametrize("plot", [plot_ranks, plot_tarp, plot_screening, lambda nothing: plot_stack(GRID, nothing)])
 def test_nothing_to_plot(plot):
     with pytest.raises(NothingToPlotError, match="at least one"):
