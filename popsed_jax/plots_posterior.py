@@ -222,14 +222,16 @@ def plot_stack(
         raise NothingToPlotError("no densities: give at least one set")
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     ax: Axes = figure.subplots()
+    tallest = np.inf
     if truth is not None:
-        draw_data(ax, np.asarray(truth, float), bin_edges((grid[0], grid[-1]), len(truth)), "spectroscopic")
+        edges = bin_edges((grid[0], grid[-1]), len(truth))
+        draw_data(ax, np.asarray(truth, float), edges, "spectroscopic")
+        tallest = ax.dataLim.y1
     for (name, density), (color, style) in _styled(densities):
         mean = np.mean(normalised(grid, density)[1], axis=0)
         ax.plot(grid, mean, color=color, linestyle=style, linewidth=1.6, label=name)
     ax.set(xlim=(grid[0], grid[-1]), xlabel="redshift", ylabel="n(z), unit area")
     # A few samples with all the weight, under a prior that few reach, make spikes that would squash all else.
-    tallest = max((patch.get_data().values.max() for patch in ax.patches), default=np.inf)
     ax.set_ylim(0.0, min(ax.get_ylim()[1], 2.0 * tallest))
     ax.legend(frameon=False, fontsize=9)
     tidy(ax)
