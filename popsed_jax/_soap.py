@@ -16,6 +16,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 _FIRST = 5  # steps at each of which the bases are renewed: at the start they are the axes
+_LARGEST = 1024  # rows or columns of a matrix whose bases are worth their cost, the cube of that every ten steps
 
 
 class _Moments(NamedTuple):
@@ -37,12 +38,13 @@ class SoapState(NamedTuple):
 
 
 def matrices_by_soap() -> optax.GradientTransformation:
-    """SOAP for the matrices of flax networks ("kernel"), Adam with the same memory for all else."""
+    """SOAP for the matrices of flax networks ("kernel") that are not huge, Adam with the same memory for all else."""
 
     def labels(weights: Any) -> Any:
         # The table of a parameter is a column of vectors, and not a map from vectors to vectors.
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: "matrix" if path[-1].key == "kernel" else "other", weights
+            lambda path, leaf: "matrix" if path[-1].key == "kernel" and max(leaf.shape) <= _LARGEST else "other",
+            weights,
         )
 
     return optax.partition({"matrix": scale_by_soap(), "other": optax.scale_by_adam(b1=0.95, b2=0.95)}, labels)
