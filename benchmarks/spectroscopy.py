@@ -1,6 +1,6 @@
 """The embedded galaxies, with the redshifts of some of them among the data; calibration against the published offsets.
 
-python benchmarks/spectroscopy.py
+python benchmarks/spectroscopy.py [--run RUN]
 
 Two fits see the redshifts of a random 5 %: one of magnitudes on the AB scale (the catalogue's settings), one of SDSS magnitudes
 as they come, whose learned zero points are those of SDSS. n(z) is compared with the other 95 %.
@@ -26,9 +26,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/spectroscopy.json"))
     parser.add_argument("--fractions", type=float, nargs="*", default=[0.0, 0.05])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--run", type=Path, help="run directory to write of the fit to AB magnitudes that sees redshifts, alone")
     args = parser.parse_args()
     config = with_fit(pj.default_config(), flat_control=False, seed=args.seed, num_epochs=24)
     config = dataclasses.replace(config, calibration=CALIBRATION)
+    if args.run is not None:
+        config = dataclasses.replace(config, spectroscopy=SpectroscopyConfig(args.fractions[-1]))
+        print(pj.fit(pj.read_catalog(config.catalog), config, out=args.run).metrics["redshift"])
+        pj.build_report(args.run)
+        return
     bands = config.catalog.resolved().bands
     published = {band.name: band.zero_point for band in bands}
     raw = dataclasses.replace(
