@@ -25,13 +25,13 @@ ALLOWED = {
     "diagnostics": {"flows", "transport"},
 }
 # Packages that an installation need not have; only these may be imported where they are used.
-OPTIONAL = {"ot", "sklearn"}
+OPTIONAL = {"ot", "sklearn", "imblearn"}
 # Slow to import, and used by one method of what must load at once: (module, package).
 LATE = {("popsed_jax.priors.coordinates", "astropy")}
 HIGHEST = {"cli", "report", "run", "config", "settings", "plots", "plots_base", "plots_photometry", "progress"}
 HIGHEST |= {"distributed", "pages", "emulators", "train_emulator", "emulator_report"}
 HIGHEST |= {"cli_posterior", "estimators", "posterior_run", "posterior_lsdb"}
-HIGHEST |= {"learned", "train_npe", "plots_fit", "plots_posterior", "plots_corner"}
+HIGHEST |= {"learned", "train_npe", "plots_fit", "plots_posterior", "plots_corner", "plots_anomaly"}
 
 
 def module_name(path: Path) -> str:
