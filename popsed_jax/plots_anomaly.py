@@ -150,18 +150,21 @@ def plot_latents(
 
 def _draw_classes(ax: Axes, x: np.ndarray, y: np.ndarray, labels: np.ndarray, classes: Mapping[int, str]) -> None:
     """Points of every class; the ordinary first, so that they hide no anomaly."""
+    style: dict[str, Any]
     ordinary = labels == 0
     if np.any(ordinary):
-        size = float(np.clip(4000.0 / np.sum(ordinary), 1.0, 12.0))
-        style: dict[str, Any] = {"s": size, "color": _ORDINARY, "linewidth": 0, "alpha": 0.7, "rasterized": True}
-        ax.scatter(x[ordinary], y[ordinary], label=_counted(classes[0], ordinary), **style)
+        size = float(np.clip(1e4 / np.sum(ordinary), 1.5, 12.0))
+        style = {"s": size, "color": _ORDINARY, "linewidth": 0, "alpha": 0.7, "rasterized": True}
+        ax.scatter(x[ordinary], y[ordinary], **style)
+        # Of thousands of points, one is too small for a legend.
+        ax.plot([], [], "o", color=_ORDINARY, markersize=4, label=_counted(classes[0], ordinary))
     for i, label in enumerate(label for label in np.unique(labels) if label != 0):
         color, _, marker = _STYLES[i % len(_STYLES)]
         chosen = labels == label
         words = _counted(classes.get(int(label), f"class {label}"), chosen)
-        ax.scatter(
-            x[chosen], y[chosen], s=16, color=color, marker=marker, linewidth=0.4, edgecolor="white", label=words
-        )
+        size = float(np.clip(3000.0 / np.sum(chosen), 5.0, 16.0))
+        style = {"s": size, "color": color, "marker": marker, "linewidth": 0.025 * size, "edgecolor": "white"}
+        ax.scatter(x[chosen], y[chosen], label=words, **style)
 
 
 def _counted(name: str, chosen: np.ndarray) -> str:

@@ -147,7 +147,7 @@ def test_mahalanobis_is_scipys():
 def test_squared_distances_of_normal_rows_have_a_chi2_distribution(robust):
     rng = np.random.default_rng(8)
     mix = rng.normal(size=(3, 3))
-    latents, reference = rng.normal(size=(500, 3)) @ mix, rng.normal(size=(3000, 3)) @ mix
+    latents, reference = rng.normal(size=(500, 3)) @ mix, rng.normal(size=(2000, 3)) @ mix
     assert kstest(mahalanobis(latents, reference, robust) ** 2, chi2(3).cdf).pvalue > 0.01
 
 
@@ -158,7 +158,7 @@ def test_a_robust_covariance_is_not_masked_by_the_anomalies():
     assert np.median(mahalanobis(odd, both)) > 7.0 > 3.0 > np.median(mahalanobis(odd, both, robust=False))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 10**6), robust=st.booleans(), log_scale=st.floats(-6.0, 6.0))
 def test_mahalanobis_is_the_same_in_any_linear_coordinates(seed, robust, log_scale):
     rng = np.random.default_rng(seed)

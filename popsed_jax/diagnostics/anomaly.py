@@ -232,15 +232,16 @@ def fit_latent_flow(
     if num_steps < 1 or batch_size < 1:
         raise ValueError(f"num_steps = {num_steps} and batch_size = {batch_size} must be at least 1")
     config = config or FlowConfig(num_layers=4, hidden=32)
-    key_rows, key = jax.random.split(key)
-    order = np.asarray(jax.random.permutation(key_rows, len(train)))
+    key_split, key_init, key_batch = jax.random.split(key, 3)
+    order = np.asarray(jax.random.permutation(key_split, len(train)))
     held, known = np.split(train[order], [max(len(train) // 10, 2)])
     scaling = fit_scaling(known)
-    num_checks = -(-num_steps // _STEPS_PER_CHECK)
-    flow, log_prob = _fit(
-        key, jnp.asarray(scaling(known)), jnp.asarray(scaling(held)), config, num_checks, batch_size, peak
-    )
-    return LatentFlow(flow, scaling, float(log_prob) - float(np.sum(np.log(scaling.scale))))
+    rows, other = jnp.asarray(scaling(known)), jnp.asarray(scaling(held))
+    start = init_flow(key_init, train.shape[1], config or FlowConfig(num_layers=4, hidden=32), *whiten(rows))
+    # The last check only looks: nobody sees the steps after it.
+    shape = (-(-num_steps // _STEPS_PER_CHECK) + 1, _STEPS_PER_CHECK, batch_size)
+    flow, reached = _fit(start, rows, other, jax.random.randint(key_batch, shape, 0, len(known)), peak)
+    return LatentFlow(flow, scaling, float(reached) - float(np.sum(np.log(scaling.scale))))
 
 
 def flow_surprise(
@@ -259,45 +260,42 @@ def flow_surprise(
     return -fit_latent_flow(key, train, config, num_steps).log_prob(latents)
 
 
-@partial(jax.jit, static_argnames=("config", "num_checks", "batch_size", "peak"))
+@partial(jax.jit, static_argnames="peak")
 def _fit(
-    key: Array,
+    flow: SplineFlow,
     train: Float[Array, "row dim"],
     held: Float[Array, "other dim"],
-    config: FlowConfig,
-    num_checks: int,
-    batch_size: int,
+    batches: Int[Array, "check step batch"],
     peak: float,
 ) -> tuple[SplineFlow, Float[Array, ""]]:
-    """The flow with the best mean log-density of the rows held out, and that."""
-    key_init, key_batch = jax.random.split(key)
-    flow = init_flow(key_init, train.shape[1], config, *whiten(train))
-    rate = optax.cosine_onecycle_schedule(num_checks * _STEPS_PER_CHECK, peak, pct_start=0.2)
+    """The flow with the best mean log-density of the rows held out, and that.
+
+    Args:
+        batches: rows of each step.
+    """
+    rate = optax.cosine_onecycle_schedule((batches.shape[0] - 1) * batches.shape[1], peak, pct_start=0.2)
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
     def mean_log_prob(layers: Any, rows: Array) -> Array:
         return jnp.mean(dataclasses.replace(flow, layers=layers).log_prob(rows))
 
-    def step(carry: tuple[Any, Any, Any], key: Array) -> tuple[tuple[Any, Any, Any], None]:
+    def step(carry: tuple[Any, Any, Any], batch: Array) -> tuple[tuple[Any, Any, Any], None]:
         layers, average, opt_state = carry
-        batch = train[jax.random.randint(key, (batch_size,), 0, len(train))]
-        grads = jax.grad(lambda layers: -mean_log_prob(layers, batch))(layers)
+        grads = jax.grad(lambda layers: -mean_log_prob(layers, train[batch]))(layers)
         updates, opt_state = optimiser.update(grads, opt_state, layers)
         layers = optax.apply_updates(layers, updates)
         average = jax.tree.map(lambda old, new: old + (new - old) / _AVERAGED, average, layers)
         return (layers, average, opt_state), None
 
     # Looks before it moves: the normal distribution at the start is one of the candidates.
-    def check(carry: tuple[Any, Any, Array], key: Array) -> tuple[tuple[Any, Any, Array], None]:
+    def check(carry: tuple[Any, Any, Array], batches: Array) -> tuple[tuple[Any, Any, Array], None]:
         moving, best, reached = carry
         now = mean_log_prob(moving[1], held)
         better = now > reached  # false of what is not a number
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), moving[1], best)
-        moving, _ = jax.lax.scan(step, moving, jax.random.split(key, _STEPS_PER_CHECK))
+        moving, _ = jax.lax.scan(step, moving, batches)
         return (moving, best, jnp.where(better, now, reached)), None
 
     moving = (flow.layers, flow.layers, optimiser.init(flow.layers))
-    # A last look, whose own steps nobody sees.
-    keys = jax.random.split(key_batch, num_checks + 1)
-    (_, best, reached), _ = jax.lax.scan(check, (moving, flow.layers, jnp.array(-jnp.inf)), keys)
+    (_, best, reached), _ = jax.lax.scan(check, (moving, flow.layers, jnp.array(-jnp.inf)), batches)
     return dataclasses.replace(flow, layers=best), reached
