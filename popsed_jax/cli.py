@@ -17,7 +17,8 @@ from rich.table import Table as RichTable
 
 from popsed_jax.catalog import Catalog, CatalogConfig, read_catalog
 from popsed_jax.cli_posterior import posterior_command, train_npe_command
-from popsed_jax.config import RunConfig, default_config, load_config, quick_config
+from popsed_jax.cli_vae import encode_command, train_vae_command
+from popsed_jax.config import RunConfig, anchored, default_config, load_config, quick_config
 from popsed_jax.data import check_data
 from popsed_jax.distributed import LostProcessError, join, named_losses
 from popsed_jax.emulator_report import build_emulator_report
@@ -30,7 +31,8 @@ from popsed_jax.report import build_report
 from popsed_jax.run import fit, versions
 from popsed_jax.run_tables import describe_columns
 from popsed_jax.sampling import Galaxies, sample_run
-from popsed_jax.surveys import build_survey
+from popsed_jax.settings import dump_toml, to_mapping
+from popsed_jax.surveys import build_survey, measure_zero_points
 from popsed_jax.tables import write_table
 from popsed_jax.train_emulator import Kind, describe_errors, quick_training, train_emulator
 
@@ -47,6 +49,8 @@ SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything rand
 
 app.command("train-npe")(train_npe_command)
 app.command("posterior")(posterior_command)
+app.command("train-vae")(train_vae_command)
+app.command("encode")(encode_command)
 
 
 @app.command("fit")
@@ -82,7 +86,7 @@ def fit_command(
     folder = out_dir or Path("runs") / data[0].name
     if (folder / "metrics.json").exists() and not resume and jax.process_index() == 0:
         err.print(f"{folder} holds an earlier run, which this one replaces.", highlight=False, markup=False)
-    settings = _anchored(settings, base)
+    settings = anchored(settings, base)
     with named_losses():
         result = fit(data, settings, out=folder, resume=resume)
     if jax.process_index() > 0:
@@ -91,6 +95,28 @@ def fit_command(
     out.print(f"Report: {report.resolve()}", soft_wrap=True, highlight=False, markup=False)
     if not result.converged:
         raise typer.Exit(code=3)
+
+
+@app.command("zero-points")
+def zero_points_command(
+    out_file: Annotated[Path, typer.Option("--out", help="Settings to write (TOML), for `popsed-jax fit --config`.")],
+    config: ConfigOption = None,
+) -> None:
+    """Measure zero points from the galaxies whose redshifts the fit may see; write settings whose fit starts from them."""
+    settings, base = _settings(config)
+    settings = anchored(settings, base)
+    columns = ("survey", "band", "zero point [mag]", "error", "scatter of galaxies")
+    table = RichTable(*columns, title="model + zero point = data")
+    for number, survey in enumerate(settings.all_surveys):
+        if survey.spectroscopy.fraction == 0.0 and len(settings.all_surveys) > 1:
+            continue
+        catalog = _read(survey.catalog, base)
+        settings, found = measure_zero_points(catalog, settings, number)
+        for band, *values in zip(catalog.bands, found.offset, found.error, found.scatter, strict=True):
+            table.add_row(catalog.name, band, *(f"{value:.3f}" for value in values))
+    out.print(table)
+    out_file.write_text(dump_toml(to_mapping(settings)))
+    out.print(f"Settings: {out_file}", soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command("mock")
@@ -102,7 +128,7 @@ def mock_command(
 ) -> None:
     """Simulate a catalogue with known truth, with the noise and selection of the settings' catalogue."""
     settings, base = _settings(config)
-    forward = build_survey(_read(settings.catalog, base), _anchored(settings, base))
+    forward = build_survey(_read(settings.catalog, base), anchored(settings, base))
     bands = settings.catalog.resolved().bands
     names = tuple(band.name for band in bands)
     mock = simulate_mock(jax.random.key(seed), forward, settings.mock, settings.reference, num_galaxies, names)
@@ -146,7 +172,7 @@ def train_emulator_command(
 ) -> None:
     """Train an emulator of the galaxy model, and report its errors over the prior."""
     settings, base = _settings(config)
-    settings = _anchored(settings, base)
+    settings = anchored(settings, base)
     filters = list(dict.fromkeys([*(band.filter for band in settings.catalog.bands), *settings.selection.filters]))
     training = quick_training(settings.train_emulator) if quick else settings.train_emulator
     settings = dataclasses.replace(settings, train_emulator=training)
@@ -223,28 +249,6 @@ def _with_path(settings: RunConfig, catalog: Path, config: Path | None) -> RunCo
             f"popsed-jax fit {catalog.name} --config run.toml"
         )
     return dataclasses.replace(settings, catalog=dataclasses.replace(settings.catalog, path=str(catalog)))
-
-
-def _anchored(settings: RunConfig, base: Path) -> RunConfig:
-    """The settings with paths that serve from anywhere, so that the run's config.toml repeats the run."""
-    emulator = None if settings.emulator is None else str((base / settings.emulator).resolve())
-    surveys = tuple(
-        dataclasses.replace(survey, catalog=_absolute(survey.catalog.resolved(), base)) for survey in settings.surveys
-    )
-    catalog = _absolute(settings.catalog.resolved(), base)
-    return dataclasses.replace(settings, catalog=catalog, surveys=surveys, emulator=emulator)
-
-
-def _absolute(catalog: CatalogConfig, base: Path) -> CatalogConfig:
-    """The catalogue's paths as seen from anywhere."""
-    bands = tuple(
-        dataclasses.replace(band, filter=str((base / band.filter).resolve()))
-        if (base / band.filter).is_file()
-        else band
-        for band in catalog.bands
-    )
-    path = str((base / catalog.path).resolve()) if catalog.path else ""
-    return dataclasses.replace(catalog, path=path, bands=bands)
 
 
 def main() -> NoReturn:

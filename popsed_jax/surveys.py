@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,10 @@ from popsed_jax.observe.noise import fit_noise_model
 from popsed_jax.population.galaxies import SurveyGalaxies
 from popsed_jax.population.objective import Problem
 from popsed_jax.population.survey import Floor, Observations, prepare_survey
+from popsed_jax.population.zero_points import ZeroPointConfig, ZeroPoints, fit_zero_points
+
+# What the templates themselves have wrong, band by band, is left in zero points measured with them [mag].
+_TEMPLATES = 0.03
 
 
 class Prepared(NamedTuple):
@@ -99,6 +104,48 @@ def calibration_of(catalog: Catalog, survey: SurveyConfig) -> CalibrationModel:
     """What may be wrong with a catalogue's calibration; the best-measured band is pinned unless the settings say which."""
     best = catalog.bands[int(np.argmax(np.nanmedian(catalog.flux / catalog.flux_error, axis=0)))]
     return build_calibration(survey.calibration, catalog.bands, catalog.filters, best)
+
+
+def measure_zero_points(catalog: Catalog, config: RunConfig, number: int = 0) -> tuple[RunConfig, ZeroPoints]:
+    """Zero points from the galaxies whose redshifts the fit may see, as the prior of a fit.
+
+    Args:
+        number: which of the settings' surveys the catalogue is.
+
+    Returns:
+        The settings with `calibration.offset_means` and `offset_sigmas`, and what was measured.
+
+    Raises:
+        ValueError: the settings let the fit see no redshifts, or too few galaxies have one.
+    """
+    survey = config.all_surveys[number]
+    if survey.spectroscopy.fraction == 0.0:
+        raise ValueError(
+            "zero points: [spectroscopy] fraction = 0 lets the fit see no redshifts; set the share that it may use"
+        )
+    used, model = choose_spectra(catalog, survey, config.fit.seed), calibration_of(catalog, survey)
+    assert catalog.redshift is not None  # choose_spectra found some
+    found = fit_zero_points(
+        build_survey(catalog, config, number),
+        model,
+        catalog.flux[used],
+        catalog.flux_error[used],
+        catalog.redshift[used],
+        ZeroPointConfig(seed=config.fit.seed),
+    )
+    sigma = np.where(np.asarray(model.offset_sigma) > 0.0, np.hypot(found.error, _TEMPLATES), 0.0)
+    bands = catalog.bands
+    calibration = dataclasses.replace(
+        survey.calibration,
+        offset_means={band: round(float(value), 4) for band, value in zip(bands, found.offset, strict=True)},
+        offset_sigmas={band: round(float(value), 4) for band, value in zip(bands, sigma, strict=True)},
+        pinned=bands[int(np.argmin(np.asarray(model.offset_sigma)))],
+    )
+    if number == 0:
+        return dataclasses.replace(config, calibration=calibration), found
+    others = list(config.surveys)
+    others[number - 1] = dataclasses.replace(survey, calibration=calibration)
+    return dataclasses.replace(config, surveys=tuple(others)), found
 
 
 def choose_spectra(catalog: Catalog, survey: SurveyConfig, seed: int) -> Bool[np.ndarray, " galaxy"]:

@@ -104,6 +104,7 @@ def test_slopes_match_finite_differences():
         ({"offset_sigma": -0.1}, "offset_sigma = -0.1 must not be negative"),
         ({"template_sigma": float("nan")}, "template_sigma = nan"),
         ({"offset_sigmas": {"u": -1.0}}, r"offset_sigmas\.u = -1.0"),
+        ({"offset_means": {"u": float("nan")}}, r"offset_means\.u = nan"),
         ({"template_knots": 1}, "template_knots = 1"),
     ],
 )
@@ -112,7 +113,7 @@ def test_settings_are_checked(settings, words):
         CalibrationConfig(**settings)
 
 
-@pytest.mark.parametrize("settings", [{"pinned": "y"}, {"offset_sigmas": {"y": 0.1}}])
+@pytest.mark.parametrize("settings", [{"pinned": "y"}, {"offset_sigmas": {"y": 0.1}}, {"offset_means": {"y": 0.1}}])
 def test_bands_that_are_not_there(settings):
     with pytest.raises(ValueError, match="calibration: the catalogue has no band 'y'; it has g, r, z"):
         build(**settings)

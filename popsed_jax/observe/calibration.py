@@ -29,6 +29,8 @@ class CalibrationConfig:
     Args:
         offset_sigma: of each band's zero point [mag] (0.02 to 0.05 in photometric-redshift work: Ilbert+06, Brammer+08).
         offset_sigmas: by band, where it differs from that.
+        offset_means: by band, what the zero point is thought to be off by, model plus offset = data [mag]: published, or
+            measured from galaxies of known redshift (`popsed_jax.posteriors.zero_points`); 0 where not given.
         pinned: the band whose zero point stays; the best-measured one unless given.
         template_sigma: of the templates' error at each knot of a smooth function of rest-frame wavelength [mag] (a template
             error function as in EAZY: Brammer+08).
@@ -38,6 +40,7 @@ class CalibrationConfig:
 
     offset_sigma: float = 0.03
     offset_sigmas: dict[str, float] = dataclasses.field(default_factory=dict)
+    offset_means: dict[str, float] = dataclasses.field(default_factory=dict)
     pinned: str | None = None
     template_sigma: float = 0.0
     template_knots: int = 12
@@ -50,12 +53,15 @@ class CalibrationConfig:
         for name, value in widths.items():
             if not (np.isfinite(value) and value >= 0.0):
                 raise ValueError(f"calibration: {name} = {value} must not be negative")
+        for band, mean in self.offset_means.items():
+            if not np.isfinite(mean):
+                raise ValueError(f"calibration: offset_means.{band} = {mean} must be a finite number of magnitudes")
         if self.template_knots < 2:
             raise ValueError(f"calibration: template_knots = {self.template_knots} must be at least 2")
 
 
 class Calibration(NamedTuple):
-    """What is learned, each over its prior width, so that zero is no change and one is one standard deviation."""
+    """What is learned, each from its prior mean on and over its prior width."""
 
     offset: Float[Array, "*member band"]
     template: Float[Array, "*member knot"]
@@ -69,25 +75,27 @@ class CalibrationModel:
     Attributes:
         wave: effective wavelengths of the bands [Angstrom].
         knots: ln of the rest-frame wavelengths of the template error's knots.
-        offset_sigma: prior width of each band's zero point [mag]; 0 for the pinned one.
+        offset_mean: prior mean of each band's zero point [mag].
+        offset_sigma: its prior width [mag]; 0 for the pinned one.
         template_sigma: prior width of the template error at a knot [mag].
         floor_sigma: prior width of log10 of the noise that is not quoted [dex].
     """
 
     wave: Float[Array, " band"]
     knots: Float[Array, " knot"]
+    offset_mean: Float[Array, " band"]
     offset_sigma: Float[Array, " band"]
     template_sigma: Float[Array, ""]
     floor_sigma: Float[Array, ""]
 
     def start(self, num_members: int) -> Calibration:
-        """No change, for each member."""
+        """The prior's mean, for each member."""
         bands, knots = jnp.zeros((num_members, len(self.wave))), jnp.zeros((num_members, len(self.knots)))
         return Calibration(bands, knots, bands)
 
     def offsets(self, calibration: Calibration) -> Float[Array, "*member band"]:
         """Zero points: model plus offset = data [mag]."""
-        return self.offset_sigma * calibration.offset
+        return self.offset_mean + self.offset_sigma * calibration.offset
 
     def template_error(
         self, template: Float[Array, "*galaxy knot"], wave: Float[Array, "*batch"]
@@ -129,13 +137,14 @@ def build_calibration(
         ValueError: a band that the catalogue does not have.
     """
     pinned = config.pinned or best
-    for name in (pinned, *config.offset_sigmas):
+    for name in (pinned, *config.offset_sigmas, *config.offset_means):
         if name not in bands:
             raise ValueError(f"calibration: the catalogue has no band {name!r}; it has {', '.join(bands)}")
     sigma = [0.0 if band == pinned else config.offset_sigmas.get(band, config.offset_sigma) for band in bands]
     return CalibrationModel(
         wave=jnp.array([load_filter(name).effective_wave for name in filters]),
         knots=jnp.asarray(np.log(np.geomspace(*_TEMPLATE_RANGE, config.template_knots))),
+        offset_mean=jnp.array([config.offset_means.get(band, 0.0) for band in bands]),
         offset_sigma=jnp.array(sigma),
         template_sigma=jnp.asarray(config.template_sigma),
         floor_sigma=jnp.asarray(config.floor_sigma),

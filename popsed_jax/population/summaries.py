@@ -173,8 +173,9 @@ def calibration_metrics(
 
     offsets = describe(model.offsets(calibration), model.offset_sigma)
     floors = describe(model.noise(calibration, survey.forward.noise).floor, model.floor_sigma)
+    means = [{"prior_mean": float(mean)} for mean in model.offset_mean]
     found: dict[str, Any] = {
-        "zero_points": dict(zip(bands, offsets, strict=True)),
+        "zero_points": {band: entry | mean for band, entry, mean in zip(bands, offsets, means, strict=True)},
         "floors": dict(zip(bands, floors, strict=True)),
     }
     if float(model.template_sigma) > 0.0:

@@ -1,0 +1,207 @@
+"""Zero points from galaxies of known redshift: what their best fits leave in each band. (Ilbert+06, sec. 4.2)
+
+Photometry alone hardly tells a zero point from a population of other colours. At its spectroscopic redshift a galaxy's colours
+are those of some stellar population; what the best of these leaves in a band, for galaxies of all kinds, is the band's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from popsed_jax._random import normal
+from popsed_jax.observe.calibration import CalibrationModel
+from popsed_jax.observe.forward import ForwardModel
+from popsed_jax.population.batching import map_batches
+
+FEWEST = 40  # galaxies from which a mean residual is worth having
+_HELD = ("redshift", "log_mass")  # given, and found in closed form
+_PRIOR_WIDTH = 3.0  # of the other unconstrained parameters, against 1 of the flat prior: nearly free within the bounds
+_TOGETHER = 2048  # fits in one piece
+_NUM_PARTS = 4
+_FASTER = 1.5  # than what a round finds: the fits take back about a third of any move
+_MAG = 2.5 / np.log(10.0)
+_NUM_BOOTSTRAP = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroPointConfig:
+    """How zero points are measured.
+
+    Args:
+        max_galaxies: galaxies that are fitted at most, a random sample.
+        num_starts: random stellar populations from which each fit starts; the best end counts.
+        num_steps: steps of Adam from each of them, the first time; a quarter of it from the last end after that.
+        learning_rate: their size, in unconstrained parameters.
+        num_rounds: times that galaxies are fitted again with the zero points found so far.
+        floor: of the flux, added to the errors, so that templates' own faults do not decide.
+        seed: of the starts and of the sample.
+    """
+
+    max_galaxies: int = 400
+    num_starts: int = 6
+    num_steps: int = 300
+    learning_rate: float = 0.08
+    num_rounds: int = 5
+    floor: float = 0.03
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        for name in ("num_starts", "num_steps", "num_rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"zero points: {name} = {getattr(self, name)} must be at least 1")
+        if self.max_galaxies < FEWEST:
+            raise ValueError(f"zero points: max_galaxies = {self.max_galaxies} must be at least {FEWEST}")
+        for name in ("learning_rate", "floor"):
+            if not getattr(self, name) > 0.0:
+                raise ValueError(f"zero points: {name} = {getattr(self, name)} must be positive")
+
+
+class ZeroPoints(NamedTuple):
+    """What was found.
+
+    Attributes:
+        offset: model plus offset = data [mag]; 0 in the pinned band.
+        error: by what parts of the galaxies find [mag]; what templates have wrong comes on top.
+        scatter: of single galaxies about it [mag].
+        num_galaxies: fitted.
+        last_step: the largest of the last round [mag]: how far from converged.
+    """
+
+    offset: Float[np.ndarray, " band"]
+    error: Float[np.ndarray, " band"]
+    scatter: Float[np.ndarray, " band"]
+    num_galaxies: int
+    last_step: float
+
+
+def fit_zero_points(
+    forward: ForwardModel,
+    model: CalibrationModel,
+    flux: Float[np.ndarray, "galaxy band"],
+    error: Float[np.ndarray, "galaxy band"],
+    redshift: Float[np.ndarray, " galaxy"],
+    config: ZeroPointConfig = ZeroPointConfig(),
+) -> ZeroPoints:
+    """Zero points that galaxies of known redshift ask for.
+
+    Each galaxy is fitted at its redshift under a weak prior, with a loss that outliers do not rule; the robust mean of the
+    residuals says how the zero points have to move, and so on.
+
+    Args:
+        model: says which band is pinned.
+        flux, error: [maggies]; NaN where a galaxy lacks the band.
+        redshift: NaN where it is not known.
+
+    Raises:
+        ValueError: fewer than 40 galaxies with a redshift inside the bounds and two thirds of the bands.
+    """
+    there = np.isfinite(flux) & np.isfinite(error) & (flux > 3.0 * error)
+    bounds = forward.space["redshift"]
+    inside = np.nan_to_num(redshift, nan=-1.0)
+    usable = (inside > bounds.low) & (inside < bounds.high) & (there.mean(axis=1) >= 2.0 / 3.0)
+    if usable.sum() < FEWEST:
+        raise ValueError(
+            f"zero points: {usable.sum()} galaxies have a redshift and photometry to measure them from; {FEWEST} are needed"
+        )
+    chosen = np.random.default_rng(config.seed).permutation(np.flatnonzero(usable))[: config.max_galaxies]
+    flux, error, there, redshift = flux[chosen], error[chosen], there[chosen], redshift[chosen]
+    width = np.where(there, _MAG * np.hypot(np.where(there, error / flux, 1.0), config.floor), np.inf)
+    fits = _Fits(forward, np.where(there, -_MAG * np.log(np.where(there, flux, 1.0)), 0.0), width, redshift, config)
+    # Each part of the galaxies finds offsets of its own: how these differ is their error, fits' freedom and all.
+    part = np.arange(len(chosen)) % _NUM_PARTS
+    offset = np.tile(np.asarray(model.offset_mean, float), (_NUM_PARTS, 1))
+    pinned = int(np.argmin(np.asarray(model.offset_sigma)))
+    for number in range(config.num_rounds):
+        residual = fits.residual(offset[part], config.num_steps if number == 0 else -(-config.num_steps // 4))
+        center = np.stack([_center(residual[part == i], width[part == i]) for i in range(_NUM_PARTS)])
+        # What all bands share is mass. Fits follow the offsets they are given, so that a round finds a part of what is missing.
+        step = center - center[:, pinned : pinned + 1]
+        offset = offset + _FASTER * step
+    off = np.where(there, residual - center[part], np.nan)
+    return ZeroPoints(
+        offset.mean(axis=0),
+        offset.std(axis=0, ddof=1) / np.sqrt(_NUM_PARTS),
+        0.5 * np.subtract(*np.nanpercentile(off, [84, 16], axis=0)),
+        len(chosen),
+        float(np.abs(step.mean(axis=0)).max()),
+    )
+
+
+class _Fits:
+    """The galaxies' fits, each going on from where the last ones ended."""
+
+    def __init__(
+        self,
+        forward: ForwardModel,
+        mags: Float[np.ndarray, "galaxy band"],
+        width: Float[np.ndarray, "galaxy band"],
+        redshift: Float[np.ndarray, " galaxy"],
+        config: ZeroPointConfig,
+    ):
+        self.forward, self.mags, self.width, self.config = forward, mags, width, config
+        space = forward.space
+        u = normal(jax.random.key(config.seed), (len(mags), config.num_starts, len(space)))
+        middle = jnp.zeros((1, len(space)))
+        theta = jnp.repeat(space.to_theta(middle), len(mags), axis=0).at[:, space.index("redshift")].set(redshift)
+        self.held = np.array([name in _HELD for name in space.names])
+        # What is held, the mass at its middle among it, is the same for all starts of a galaxy.
+        self.u = np.where(self.held, np.asarray(space.to_u(theta))[:, None], np.asarray(u))
+
+    def residual(self, offset: np.ndarray, num_steps: int) -> Float[np.ndarray, "galaxy band"]:
+        """Data minus best fit with these offsets [mag]; 0 where a galaxy lacks the band."""
+        galaxies = (self.u, self.mags - offset, self.width)
+        fit = _fitter(self.config.learning_rate, num_steps, tuple(self.held.tolist()))
+        self.u, cost, residual = map_batches(fit, self.forward, galaxies, max(1, _TOGETHER // self.u.shape[1]))
+        best = np.argmin(cost, axis=1)
+        return np.where(np.isfinite(self.width), residual[np.arange(len(best)), best], 0.0)
+
+
+@cache
+def _fitter(rate: float, num_steps: int, held: tuple[bool, ...]) -> Callable[[ForwardModel, Any], Any]:
+    """Fits of so many steps, one function for each number: a fresh one would compile anew."""
+    moving = ~np.array(held)
+
+    def losses(u: Array, forward: ForwardModel, mags: Array, width: Array) -> tuple[Array, Array]:
+        flat = u.reshape(-1, u.shape[-1])
+        flux = forward.flux(forward.space.to_theta(flat))[:, : forward.num_bands]
+        residual = mags[:, None] + _MAG * jnp.log(flux).reshape(*u.shape[:2], -1)
+        weight = width[:, None] ** -2.0
+        # The mass, which moves all bands alike, at its best.
+        residual = residual - jnp.sum(weight * residual, axis=-1, keepdims=True) / jnp.sum(
+            weight, axis=-1, keepdims=True
+        )
+        chi = residual / width[:, None]
+        # Twice the square root beyond one sigma: no band rules alone.
+        cost = jnp.sum(2.0 * (jnp.sqrt(1.0 + chi**2) - 1.0), axis=-1)
+        return cost + 0.5 * jnp.sum(moving * (u / _PRIOR_WIDTH) ** 2, axis=-1), residual
+
+    def fit(forward: ForwardModel, piece: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        u, mags, width = piece
+        optimiser = optax.adam(optax.cosine_decay_schedule(rate, num_steps))
+
+        def step(state: tuple[Array, Any], _: None) -> tuple[tuple[Array, Any], None]:
+            u, opt_state = state
+            slope = jax.grad(lambda u: jnp.sum(losses(u, forward, mags, width)[0]))(u)
+            updates, opt_state = optimiser.update(moving * slope, opt_state)
+            return (cast(Array, optax.apply_updates(u, updates)), opt_state), None
+
+        (u, _), _ = jax.lax.scan(step, (u, optimiser.init(u)), length=num_steps)
+        return u, *losses(u, forward, mags, width)
+
+    return fit
+
+
+def _center(residual: np.ndarray, width: np.ndarray) -> Float[np.ndarray, " band"]:
+    """Robust mean of each band's residuals."""
+    weight = width**-2 / (1.0 + (residual / (3.0 * width)) ** 2)
+    return (weight * residual).sum(axis=0) / np.maximum(weight.sum(axis=0), 1e-12)

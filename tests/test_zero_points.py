@@ -1,0 +1,131 @@
+"""Zero points from galaxies of known redshift: recovered where they were put, and refused where there is nothing to go by."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import popsed_jax as pj
+from popsed_jax import surveys
+from popsed_jax.observe.calibration import CalibrationConfig, build_calibration
+from popsed_jax.observe.forward import ForwardModel
+from popsed_jax.observe.noise import fit_noise_model
+from popsed_jax.observe.photometry import build_photometry_table
+from popsed_jax.observe.selection import SelectionConfig
+from popsed_jax.population.survey import SpectroscopyConfig
+from popsed_jax.population.zero_points import ZeroPointConfig, ZeroPoints, fit_zero_points
+from popsed_jax.settings import from_mapping, to_mapping
+
+NAMES = ("u", "g", "r", "i", "z", "J", "H", "Ks")
+FILTERS = (*(f"sdss_{name}0" for name in NAMES[:5]), *(f"twomass_{name}" for name in NAMES[5:]))
+WRONG = np.array([0.0, 0.12, 0.0, -0.08, 0.0, 0.0, 0.1, 0.0])
+QUICK = ZeroPointConfig(max_galaxies=120, num_starts=3, num_steps=120, num_rounds=6)
+
+
+@pytest.fixture(scope="module")
+def forward(galaxy):
+    """Eight bands: five leave the fits so free that they explain most zero points."""
+    flux = 10.0 ** np.random.default_rng(0).uniform(-10.0, -6.0, (1000, len(FILTERS)))
+    noise = fit_noise_model(flux, 0.01 * flux)
+    return ForwardModel(
+        galaxy, build_photometry_table(galaxy, FILTERS), noise, selection=SelectionConfig(), num_bands=len(FILTERS)
+    )
+
+
+@pytest.fixture(scope="module")
+def survey(forward):
+    """Galaxies of the flat prior below redshift 0.5, 1 % errors, with wrong zero points; a few bands are missing."""
+    space = forward.space
+    theta = space.sample_flat(jax.random.key(3), 200)
+    redshift = np.random.default_rng(0).uniform(0.05, 0.5, 200)
+    theta = theta.at[:, space.index("redshift")].set(redshift)
+    flux = np.asarray(jax.jit(ForwardModel.flux)(forward, theta), float)
+    error = 0.01 * flux
+    flux = (flux + error * np.random.default_rng(1).standard_normal(flux.shape)) * 10.0 ** (-0.4 * WRONG)
+    flux[:10, 0] = np.nan
+    return flux, error, redshift
+
+
+def calibration(**changes):
+    return build_calibration(CalibrationConfig(**changes), NAMES, FILTERS, "r")
+
+
+def test_zero_points_are_found(forward, survey):
+    found = fit_zero_points(forward, calibration(), *survey, QUICK)
+    assert found.num_galaxies == QUICK.max_galaxies
+    assert found.offset[2] == 0.0
+    assert found.error[2] == 0.0
+    np.testing.assert_allclose(found.offset, WRONG, atol=0.04)
+    assert np.all(found.scatter < 0.05)
+
+
+def test_they_start_from_what_is_known(forward, survey):
+    known = calibration(offset_means={"g": 0.12, "i": -0.08, "H": 0.1})
+    quick = dataclasses.replace(QUICK, num_rounds=1)
+    found = fit_zero_points(forward, known, *survey, quick)
+    np.testing.assert_allclose(found.offset, WRONG, atol=0.02)
+
+
+def test_the_same_numbers_again(forward, survey):
+    quick = dataclasses.replace(QUICK, num_rounds=1)
+    first, second = (fit_zero_points(forward, calibration(), *survey, quick) for _ in range(2))
+    np.testing.assert_array_equal(first.offset, second.offset)
+
+
+def test_too_few_redshifts(forward, survey):
+    flux, error, redshift = survey
+    redshift = np.where(np.arange(len(redshift)) < 12, redshift, np.nan)
+    with pytest.raises(ValueError, match=r"12 galaxies have a redshift .* 40 are needed"):
+        fit_zero_points(forward, calibration(), flux, error, redshift, QUICK)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_rounds": 0}, "num_rounds = 0 must be at least 1"),
+        ({"max_galaxies": 10}, "max_galaxies = 10 must be at least 40"),
+        ({"floor": 0.0}, "floor = 0.0 must be positive"),
+    ],
+)
+def test_impossible_settings(change, said):
+    with pytest.raises(ValueError, match=said):
+        ZeroPointConfig(**change)
+
+
+def test_a_prior_mean_is_where_learning_starts():
+    model = calibration(offset_means={"g": 0.1}, offset_sigma=0.02)
+    start = model.start(2)
+    np.testing.assert_allclose(model.offsets(start), np.tile(0.1 * (np.array(NAMES) == "g"), (2, 1)))
+    one = jax.tree.map(lambda leaf: leaf[0], start)
+    factors = model.factors(one, jnp.array([0.1]))
+    np.testing.assert_allclose(-2.5 * np.log10(factors[0]), 0.1 * (np.array(NAMES) == "g"), atol=1e-6)
+    assert float(model.penalty(one)) == 0.0
+
+
+def test_settings_start_from_what_was_measured(monkeypatch):
+    """The command's work, but for the fits: which galaxies, and where the numbers go."""
+    seen = {}
+
+    def measured(forward, model, flux, error, redshift, settings):
+        seen["num"], seen["bands"] = len(redshift), flux.shape[1]
+        found = np.array([0.04, -0.01, 0.0, 0.01, 0.02])
+        return ZeroPoints(found, np.where(found == 0.0, 0.0, 0.004), np.full(5, 0.03), len(redshift), 1e-3)
+
+    monkeypatch.setattr(surveys, "fit_zero_points", measured)
+    monkeypatch.setattr(surveys, "build_survey", lambda *_: None)
+    config = pj.default_config()
+    catalog = pj.read_catalog(config.catalog)
+    with pytest.raises(ValueError, match="fraction = 0 lets the fit see no redshifts"):
+        surveys.measure_zero_points(catalog, config)
+    config = dataclasses.replace(config, spectroscopy=SpectroscopyConfig(0.05))
+    settings, _ = surveys.measure_zero_points(catalog, config)
+    assert seen == {"num": 500, "bands": 5}
+    assert settings.calibration.offset_means == {"u": 0.04, "g": -0.01, "r": 0.0, "i": 0.01, "z": 0.02}
+    assert settings.calibration.offset_sigmas == pytest.approx(
+        {"u": 0.0303, "g": 0.0303, "r": 0.0, "i": 0.0303, "z": 0.0303}
+    )
+    assert settings.calibration.pinned == "r"
+    again = from_mapping(pj.RunConfig, to_mapping(settings))
+    assert again == settings
