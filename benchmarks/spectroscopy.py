@@ -26,7 +26,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/spectroscopy.json"))
     parser.add_argument("--fractions", type=float, nargs="*", default=[0.0, 0.05])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--run", type=Path, help="run directory to write of the fit to AB magnitudes that sees redshifts, alone")
+    parser.add_argument(
+        "--run", type=Path, help="run directory to write of the fit to AB magnitudes that sees redshifts, alone"
+    )
     args = parser.parse_args()
     config = with_fit(pj.default_config(), flat_control=False, seed=args.seed, num_epochs=24)
     config = dataclasses.replace(config, calibration=CALIBRATION)

@@ -24,6 +24,7 @@ import popsed_jax as pj
 from popsed_jax.observe.noise import NoiseConfig
 from popsed_jax.observe.selection import Completeness, MagnitudeLimit, SelectionConfig
 from popsed_jax.population.survey import SpectroscopyConfig
+from popsed_jax.surveys import measure_zero_points
 
 FILTERS = {
     "u": "cfht_megacam_us_9301",
@@ -81,15 +82,13 @@ def settings(
     tie_break: float = 0.02,
 ) -> pj.RunConfig:
     config = pj.default_config()
-    # The absolute photometry is good to 6 % (Capak+07); totals from one difference of magnitudes add to it. Redshifts tell zero
-    # points from populations, which photometry alone does not: with them the prior may be as wide as that.
-    offset_sigma = 0.10 if fraction else 0.05
     return dataclasses.replace(
         config,
         selection=selection,
         parameters={"redshift": (0.01, 1.6)},
         noise=NoiseConfig(floor=0.03),
-        calibration=pj.CalibrationConfig(offset_sigma=offset_sigma, template_sigma=0.05, floor_sigma=0.2, pinned="i"),
+        # The absolute photometry is good to 6 % (Capak+07); totals from one difference of magnitudes add to it.
+        calibration=pj.CalibrationConfig(offset_sigma=0.05, template_sigma=0.05, floor_sigma=0.2, pinned="i"),
         spectroscopy=SpectroscopyConfig(fraction),
         # Templates that are not these galaxies' leave the distance above its target all the time: the KL, which is there to
         # choose among states that match, must not outweigh a better match.
@@ -109,6 +108,10 @@ def main() -> None:
     args = parser.parse_args()
     catalog, selection = read(args.data)
     config = settings(catalog, selection, args.fraction, args.seed, args.epochs, args.tie_break)
+    if args.fraction:
+        # Redshifts tell zero points from populations, which photometry alone does not.
+        config, found = measure_zero_points(catalog, config)
+        print(dict(zip(catalog.bands, zip(found.offset.round(3), found.error.round(3), strict=True), strict=True)))
     if args.run is not None:
         # In the run directory, so that posteriors find the galaxies again.
         args.run.mkdir(parents=True, exist_ok=True)
