@@ -57,7 +57,8 @@ def plot_anomaly_curves(
         NothingToPlotError: no curves.
         ValueError: a corner that is not above 0 and below 1.
 
-    Notes: a random score lies on a level line at the ordinary rows' share. Steps are single anomalies.
+    Notes: a random score lies on a level line at the ordinary rows' share. Steps are single anomalies. The band is around the
+        cleanest threshold with at least that completeness (`at_completeness`), below the line where that rises and falls again.
     """
     if not curves:
         raise NothingToPlotError("no search: give at least one curve")
