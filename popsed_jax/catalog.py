@@ -48,8 +48,8 @@ class Catalog:
         flux: AB flux outside the Galaxy [maggies]; may be negative; NaN where the galaxy lacks the band.
         flux_error: its one-sigma error [maggies], positive; NaN likewise.
         row: number of each galaxy in the file it came from.
-        redshift: spectroscopic redshift, NaN where unknown; `None` without such a column. For reports only: a fit must
-            never see it.
+        redshift: spectroscopic redshift, NaN where unknown; `None` without such a column. For reports: a fit sees
+            those that its settings let it (`SpectroscopyConfig.fraction`), none by default.
         num_rows_read: rows of the file.
         num_rows_dropped: rows of the file that were left out.
         drops: why they were left out.
@@ -153,7 +153,7 @@ class Catalog:
             lines += [self._band_line(i) for i in range(len(self.bands))]
         if self.redshift is not None:
             known = int(np.isfinite(self.redshift).sum())
-            lines.append(f"redshift known for {known:,}; reports compare with it, fits never see it")
+            lines.append(f"redshift known for {known:,}; reports compare with it; fits see those that [spectroscopy] lets them")
         return tuple(lines)
 
     def _band_line(self, i: int) -> str:

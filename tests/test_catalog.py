@@ -74,7 +74,7 @@ def test_summary_says_what_there_is(embedded):
     assert "10,000 rows read, 0 left out" in text
     assert "band r (sdss_r0): AB 16.7" in text
     assert "fluxes not positive" in text
-    assert "fits never see it" in text
+    assert "fits see those that [spectroscopy] lets them" in text
 
 
 # --- units
