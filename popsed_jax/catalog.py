@@ -153,7 +153,9 @@ class Catalog:
             lines += [self._band_line(i) for i in range(len(self.bands))]
         if self.redshift is not None:
             known = int(np.isfinite(self.redshift).sum())
-            lines.append(f"redshift known for {known:,}; reports compare with it; fits see those that [spectroscopy] lets them")
+            lines.append(
+                f"redshift known for {known:,}; reports compare with it; fits see those that [spectroscopy] lets them"
+            )
         return tuple(lines)
 
     def _band_line(self, i: int) -> str:
