@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from popsed_jax.population.model import Population, load_population
     from popsed_jax.posterior_run import read_posterior, run_posterior
     from popsed_jax.posteriors.survey import Photometry
+    from popsed_jax.posteriors.vae_storage import load_vae
     from popsed_jax.priors import Prior, load_prior
     from popsed_jax.report import build_report
     from popsed_jax.run import FitResult, fit
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from popsed_jax.surveys import build_survey
     from popsed_jax.tables import read_table, write_table
     from popsed_jax.train_npe import train_run
+    from popsed_jax.train_vae import VAETraining, build_vae_estimator, train_vae
 
 __version__ = "0.1.0"
 __all__ = [
@@ -58,11 +60,13 @@ __all__ = [
     "Population",
     "Prior",
     "RunConfig",
+    "VAETraining",
     "build_catalog",
     "build_estimator",
     "build_galaxy_model",
     "build_report",
     "build_survey",
+    "build_vae_estimator",
     "default_config",
     "embedded_catalog_config",
     "fit",
@@ -71,6 +75,7 @@ __all__ = [
     "load_population",
     "load_prior",
     "load_survey",
+    "load_vae",
     "quick_config",
     "read_catalog",
     "read_posterior",
@@ -79,6 +84,7 @@ __all__ = [
     "sample_run",
     "simulate_mock",
     "train_run",
+    "train_vae",
     "write_table",
 ]
 
@@ -95,11 +101,13 @@ _HOME = {
     "Population": "popsed_jax.population.model",
     "Prior": "popsed_jax.priors",
     "RunConfig": "popsed_jax.config",
+    "VAETraining": "popsed_jax.train_vae",
     "build_catalog": "popsed_jax.catalog",
     "build_estimator": "popsed_jax.estimators",
     "build_galaxy_model": "popsed_jax.sps.galaxy",
     "build_report": "popsed_jax.report",
     "build_survey": "popsed_jax.surveys",
+    "build_vae_estimator": "popsed_jax.train_vae",
     "default_config": "popsed_jax.config",
     "embedded_catalog_config": "popsed_jax.catalog",
     "fit": "popsed_jax.run",
@@ -108,6 +116,7 @@ _HOME = {
     "load_population": "popsed_jax.population.model",
     "load_prior": "popsed_jax.priors",
     "load_survey": "popsed_jax.learned",
+    "load_vae": "popsed_jax.posteriors.vae_storage",
     "quick_config": "popsed_jax.config",
     "read_catalog": "popsed_jax.catalog",
     "read_posterior": "popsed_jax.posterior_run",
@@ -116,6 +125,7 @@ _HOME = {
     "sample_run": "popsed_jax.sampling",
     "simulate_mock": "popsed_jax.population.mock",
     "train_run": "popsed_jax.train_npe",
+    "train_vae": "popsed_jax.train_vae",
     "write_table": "popsed_jax.tables",
 }
 

@@ -39,7 +39,7 @@ def posterior_command(
     resume: Annotated[bool, typer.Option("--resume", help="Make the parts that are missing in the folder.")] = False,
 ) -> None:
     """Posteriors of every galaxy of a catalogue of any size, as Parquet parts in the catalogue's order."""
-    columns, base = _columns(run, catalog, config)
+    columns, base = columns_of(run, catalog, config)
     if (out_dir / DESCRIPTION).exists() and not resume:
         err.print(f"{out_dir} holds earlier posteriors, which these replace.", highlight=False, markup=False)
     estimator, identity = build_estimator(run, method, prior, samples, grid)
@@ -65,7 +65,7 @@ def train_npe_command(
         raise typer.Exit(code=3)
 
 
-def _columns(run: Path, catalog: Path | None, config: Path | None) -> tuple[CatalogConfig, Path]:
+def columns_of(run: Path, catalog: Path | None, config: Path | None) -> tuple[CatalogConfig, Path]:
     """What the catalogue's columns mean, and the folder to which its path refers."""
     path = run / "config.toml"
     if not path.is_file():

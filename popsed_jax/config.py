@@ -121,3 +121,29 @@ def load_config(path: Path | str) -> RunConfig:
     if "catalog" not in mapping:
         mapping = {"catalog": default["catalog"], "selection": default["selection"], **mapping}
     return from_mapping(RunConfig, mapping)
+
+
+def anchored(settings: RunConfig, base: Path) -> RunConfig:
+    """The settings with paths that serve from anywhere, so that the config.toml of what is made repeats it.
+
+    Args:
+        base: folder to which relative paths refer.
+    """
+    emulator = None if settings.emulator is None else str((base / settings.emulator).resolve())
+    surveys = tuple(
+        dataclasses.replace(survey, catalog=_absolute(survey.catalog.resolved(), base)) for survey in settings.surveys
+    )
+    catalog = _absolute(settings.catalog.resolved(), base)
+    return dataclasses.replace(settings, catalog=catalog, surveys=surveys, emulator=emulator)
+
+
+def _absolute(catalog: CatalogConfig, base: Path) -> CatalogConfig:
+    """The catalogue's paths as seen from anywhere."""
+    bands = tuple(
+        dataclasses.replace(band, filter=str((base / band.filter).resolve()))
+        if (base / band.filter).is_file()
+        else band
+        for band in catalog.bands
+    )
+    path = str((base / catalog.path).resolve()) if catalog.path else ""
+    return dataclasses.replace(catalog, path=path, bands=bands)

@@ -31,6 +31,7 @@ LATE = {("popsed_jax.priors.coordinates", "astropy")}
 HIGHEST = {"cli", "report", "run", "config", "settings", "plots", "plots_base", "plots_photometry", "progress"}
 HIGHEST |= {"distributed", "pages", "emulators", "train_emulator", "emulator_report"}
 HIGHEST |= {"cli_posterior", "estimators", "posterior_run", "posterior_lsdb"}
+HIGHEST |= {"cli_vae", "train_vae", "vae_report", "plots_vae"}
 HIGHEST |= {"learned", "train_npe", "plots_fit", "plots_posterior", "plots_corner", "plots_anomaly"}
 
 

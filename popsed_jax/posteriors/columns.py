@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from popsed_jax.flags import Flag
 from popsed_jax.observe.forward import ForwardModel
+from popsed_jax.parameters import ParameterSpace
 from popsed_jax.population.batching import map_batches
 from popsed_jax.population.model import Population
 from popsed_jax.posteriors.estimator import Columns, Rows
@@ -37,6 +38,18 @@ class HasLogProb(Protocol):
         """Log density, up to a constant, of galaxies (num, dim)."""
 
 
+class HasSpace(Protocol):
+    """A population, or a model of one: what parameters there are."""
+
+    @property
+    def space(self) -> ParameterSpace:
+        """Names, units and bounds."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Their names, in order."""
+
+
 def photometry_of(rows: Rows) -> Photometry:
     """A catalogue's galaxies, with finite numbers where a band is missing."""
     there = np.isfinite(rows.flux) & np.isfinite(rows.error)
@@ -49,13 +62,13 @@ class Summary:
     """Which columns a posterior becomes.
 
     Args:
-        population: whose parameters they are.
+        population: whose parameters they are: a population, or a model of one.
         forward: of the survey: for what follows from the parameters (masses in living stars, star-formation rates, ages).
         num_samples: unweighted samples of each galaxy to keep, as vectors.
         num_grid: points of p(redshift) to keep, evenly spaced between the bounds; 0: its summaries alone.
     """
 
-    population: Population
+    population: HasSpace
     forward: ForwardModel
     num_samples: int = 0
     num_grid: int = 0

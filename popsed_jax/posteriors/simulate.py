@@ -88,23 +88,23 @@ class Simulator:
         keys = jax.random.split(key, 4)
         u, member = self.draw(keys[0])
         shape = (self.batch, self.survey.num_bands)
-        excess = _excess(keys[1], shape, self.config.noisy)
+        excess = noisier_bands(keys[1], shape, self.config.noisy)
         theta = self.survey.space.to_theta(u)
         flux = self.survey.forward.flux(theta)
         seen = self.survey.observe(keys[2], theta, member, excess, flux)
-        there = seen.there & _present(keys[3], shape, self.config.missing)
+        there = seen.there & fewer_bands(keys[3], shape, self.config.missing)
         # A galaxy of no band at all teaches nothing: it keeps what the survey left it.
         return u, flux, seen._replace(there=jnp.where(there.any(axis=1, keepdims=True), there, seen.there))
 
 
-def _excess(key: Array, shape: tuple[int, int], share: float) -> Float[Array, "batch band"]:
+def noisier_bands(key: Array, shape: tuple[int, int], share: float) -> Float[Array, "batch band"]:
     """Random bands of some galaxies noisier by up to a factor of ten [dex]."""
     keys = jax.random.split(key, 3)
     chosen = (jax.random.uniform(keys[0], (shape[0], 1)) < share) & (jax.random.uniform(keys[1], shape) < 0.4)
     return jnp.where(chosen, jax.random.uniform(keys[2], shape), 0.0)
 
 
-def _present(key: Array, shape: tuple[int, int], share: float) -> Array:
+def fewer_bands(key: Array, shape: tuple[int, int], share: float) -> Array:
     """Random bands of some galaxies taken away; each galaxy has its own chance of losing a band."""
     keys = jax.random.split(key, 3)
     chance = jax.random.uniform(keys[1], (shape[0], 1)) * (jax.random.uniform(keys[0], (shape[0], 1)) < share)

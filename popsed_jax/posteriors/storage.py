@@ -33,11 +33,7 @@ def save_npe(folder: Path | str, npe: NPE, bands: tuple[str, ...], meta: dict[st
     """
     folder = Path(folder)
     npe.proposal.save(folder / _PROPOSAL)
-    sizes = {
-        "num_axes": npe.features.space.matrix.shape[0],
-        "num_known": npe.novelty.known.shape[0],
-        "num_compared": npe.novelty.distances.shape[0],
-    }
+    sizes = sizes_of(npe.features, npe.novelty)
     fields = {"bands": list(bands), "network": dataclasses.asdict(npe.flow.config), "sizes": sizes, "meta": meta}
     save_described(folder, (npe.flow, npe.features, npe.novelty), DESCRIPTION, "npe", FORMAT_VERSION, fields)
 
@@ -70,18 +66,37 @@ def load_npe(folder: Path | str, survey: LearnedSurvey) -> tuple[NPE, tuple[str,
 def _empty(num_bands: int, network: ConditionalConfig, sizes: dict[str, int], proposal: Population) -> tuple[Any, ...]:
     """Arrays of the shapes of a network's parts."""
     dim, first = len(proposal.space), proposal.space.index("redshift")
-    axes, band = sizes["num_axes"], jnp.zeros(num_bands)
+    features = empty_features(num_bands, sizes["num_axes"])
+    inputs = features.num + proposal.num_members
+    flow = init_conditional(jax.random.key(0), inputs, first, network, jnp.zeros(dim), jnp.ones(dim))
+    return flow, features, empty_novelty(sizes)
+
+
+def empty_features(num_bands: int, num_axes: int) -> Features:
+    """Features of the shapes of `build_features`."""
+    band = jnp.zeros(num_bands)
     square, knots = jnp.zeros((num_bands, num_bands)), jnp.zeros((num_bands, NUM_KNOTS))
     space = ComparisonSpace(
         band,
-        jnp.zeros((axes, num_bands)),
-        jnp.zeros(axes),
+        jnp.zeros((num_axes, num_bands)),
+        jnp.zeros(num_axes),
         band,
         jnp.zeros((1, num_bands)),
         jnp.zeros((1, num_bands, num_bands)),
     )
     noise = NoiseModel(band, band, knots, knots, knots, jnp.zeros((1, num_bands)), band, NoiseConfig())
-    features = Features(space, band, square, noise)
-    inputs = features.num + proposal.num_members
-    flow = init_conditional(jax.random.key(0), inputs, first, network, jnp.zeros(dim), jnp.ones(dim))
-    return flow, features, Novelty(jnp.zeros((sizes["num_known"], axes)), jnp.zeros(sizes["num_compared"]))
+    return Features(space, band, square, noise)
+
+
+def sizes_of(features: Features, novelty: Novelty) -> dict[str, int]:
+    """Sizes of arrays that no other setting tells."""
+    return {
+        "num_axes": features.space.matrix.shape[0],
+        "num_known": novelty.known.shape[0],
+        "num_compared": novelty.distances.shape[0],
+    }
+
+
+def empty_novelty(sizes: dict[str, int]) -> Novelty:
+    """Novelty of the shapes that `sizes_of` says."""
+    return Novelty(jnp.zeros((sizes["num_known"], sizes["num_axes"])), jnp.zeros(sizes["num_compared"]))
