@@ -78,7 +78,8 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
-        for name in ("latent", "hidden", "rank", "num_latents", "per_latent", "batch_size", "spectra_batch", "head_batch"):
+        sizes = ("latent", "hidden", "rank", "num_latents", "per_latent", "batch_size", "spectra_batch", "head_batch")
+        for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"vae: {name} = {getattr(self, name)} must be at least 1")
         if self.condition not in get_args(Condition):
