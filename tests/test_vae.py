@@ -106,7 +106,7 @@ def test_spectra_have_the_noise_that_they_quote(mocks):
 # --- stages
 
 
-@pytest.mark.parametrize("name", [*STAGED, "joint"])
+@pytest.mark.parametrize("name", [*STAGED, pytest.param("joint", marks=pytest.mark.slow)])
 def test_each_stage_moves_its_parts_and_no_others(vae, mocks, name):
     before = train_chunk._cache_size()
     data, terms = VAEData(vae.with_parts({}), mocks), []
@@ -159,7 +159,7 @@ def test_what_stands_in_missing_bands_does_not_matter(trained, seen):
     assert np.array_equal(trained.chi2(one), trained.chi2(other))
 
 
-@pytest.mark.parametrize("change", [{"condition": "moments"}, {"head": dataclasses.replace(HEAD, kind="mixture")}])
+@pytest.mark.parametrize("change", [{"condition": "moments"}, {"head": dataclasses.replace(HEAD, kind="binned")}])
 def test_other_heads_and_conditions_have_the_same_interface(mocks, forward, seen, change):
     other = init_vae(jax.random.key(0), mocks, forward.space, dataclasses.replace(MODEL, **change))
     theta = other.sample(jax.random.key(0), seen, 8).theta

@@ -17,6 +17,7 @@ from popsed_jax.posteriors.vae_losses import StagesConfig
 BANDS = ("u", "g", "r", "i", "z")
 MOCKS = MocksConfig(num_galaxies=128, num_hyper=1, num_pixels=64)
 HEAD = HeadConfig(
+    kind="mixture",  # which compiles fastest
     hidden=16,
     num_blocks=1,
     num_components=3,
