@@ -33,6 +33,7 @@ HIGHEST |= {"distributed", "pages", "emulators", "train_emulator", "emulator_rep
 HIGHEST |= {"cli_posterior", "estimators", "posterior_run", "posterior_lsdb"}
 HIGHEST |= {"cli_vae", "train_vae", "vae_report", "plots_vae"}
 HIGHEST |= {"learned", "train_npe", "plots_fit", "plots_posterior", "plots_corner", "plots_anomaly"}
+HIGHEST |= {"plots_images"}
 
 
 def module_name(path: Path) -> str:

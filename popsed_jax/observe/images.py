@@ -90,10 +90,10 @@ class Shape(NamedTuple):
         centre: row and column of the centre from the image's middle [arcsec].
     """
 
-    radius: Float[Array, "*batch component"]
-    axis_ratio: Float[Array, "*batch component"]
-    orientation: Float[Array, "*batch"]
-    centre: Float[Array, "*batch 2"]
+    radius: Float[Array | np.ndarray, "*batch component"]
+    axis_ratio: Float[Array | np.ndarray, "*batch component"]
+    orientation: Float[Array | np.ndarray, "*batch"]
+    centre: Float[Array | np.ndarray, "*batch 2"]
 
 
 @flax.struct.dataclass

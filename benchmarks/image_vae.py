@@ -1,0 +1,309 @@
+"""Guided autoencoder of images against a plain one: what latents know, which anomalies they find, how fast, and on real images.
+
+python benchmarks/image_vae.py --folder runs/images [--parts mocks real] [--images FILE]
+
+mocks: grz images of the reference population as a survey limited at r = 19 detects it, with 1 % of compact starbursts and 1 % of
+    red spirals, in three parts: training (60 %), choices (15 %: of the classifier's settings and thresholds) and test.
+    Guided and plain autoencoder of as many latents: redshift, mass, star-formation rate and orientation of the test's galaxies
+    (of the plain one, by the nearest neighbours among the training's latents); the anomalies that a classifier finds in their
+    latents, and in latents and reconstruction errors; milliseconds for each image.
+real: 2,000 cut-outs of SDSS: reconstruction against principal components, and spiral or not by the latents.
+
+Mocks and networks are kept in the folder; a second run reads them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from common import finish
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegressionCV
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import KNeighborsRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from popsed_jax.diagnostics.anomaly import ClassifierConfig, anomaly_curve, classify_anomalies
+from popsed_jax.plots_anomaly import plot_anomaly_curves
+from popsed_jax.plots_images import plot_image_latents, plot_orientation, plot_reconstructions
+from popsed_jax.population.image_mocks import KINDS, ImageMockConfig, build_image_survey, simulate_image_mocks
+from popsed_jax.posteriors.guided import STAGE, GuidedConfig, GuidedVAE, fit_guided, load_guided, save_guided, wrapped
+
+PARTS = ("mocks", "real")
+CHOICES = tuple(
+    ClassifierConfig(C=(C,), gamma=(gamma,), ratio=0.3) for C, gamma in ((10.0, 1.0), (10.0, 3.0), (100.0, 1.0))
+)
+END = 0.1  # [rad] from +-pi/2
+ELONGATED = 0.7  # axis ratio below which a galaxy has an orientation to speak of
+MOST_CONTAMINATED, LEAST_COMPLETE = 0.05, 0.98
+CONTAMINATION_AIMED = 0.025  # by thresholds chosen on other galaxies: half of what is allowed
+
+
+class Mocks(NamedTuple):
+    """Mock images of one part, with truth by name."""
+
+    image: np.ndarray
+    kind: np.ndarray
+    truth: dict[str, np.ndarray]
+
+    def __getitem__(self, rows: Any) -> Mocks:
+        return Mocks(self.image[rows], self.kind[rows], {name: each[rows] for name, each in self.truth.items()})
+
+
+def mocks_of(folder: Path, num: int) -> tuple[Mocks, Mocks, Mocks]:
+    """Training, choices and test."""
+    path = folder / f"mocks_{num}.npz"
+    if not path.exists():
+        config = ImageMockConfig()
+        made = simulate_image_mocks(jax.random.key(0), build_image_survey(config), num, config)
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(path, image=made.image.astype(np.float32), kind=made.kind, flux=made.flux, **made.truth)
+    with np.load(path) as file:
+        stored = {name: file[name] for name in file.files}
+    image, kind, _ = (stored.pop(name) for name in ("image", "kind", "flux"))
+    mocks, ends = Mocks(image, kind, stored), (int(0.6 * num), int(0.75 * num))
+    return mocks[: ends[0]], mocks[ends[0] : ends[1]], mocks[ends[1] :]
+
+
+def trained(folder: Path, name: str, train: Mocks, config: GuidedConfig, steps: int) -> tuple[GuidedVAE, float]:
+    """An autoencoder, and the seconds that its training took."""
+    if not (folder / name / "guided.json").exists():
+        stage, start = dataclasses.replace(STAGE, num_steps=steps), time.perf_counter()
+        vae = fit_guided(
+            jax.random.key(1),
+            train.image,
+            train.truth,
+            config,
+            stage,
+            lambda state, terms: print(name, int(state.step), {k: round(v, 3) for k, v in terms.items()}, flush=True),
+        )
+        save_guided(folder / name, vae, {"seconds": time.perf_counter() - start, "steps": steps})
+    vae, meta = load_guided(folder / name)
+    if vae.config != config or meta["steps"] != steps:
+        raise SystemExit(f"{folder / name} was trained with other settings: take another --folder")
+    return vae, float(meta["seconds"])
+
+
+def properties(vae: GuidedVAE, train: Mocks, test: Mocks) -> dict[str, np.ndarray]:
+    """What the latents say of the test's galaxies."""
+    latents = vae.encode(test.image)
+    if vae.config.guided:
+        return vae.properties(latents)
+    names = ("redshift", "log_mass", "log_sfr")
+    angle = 2.0 * train.truth["orientation"]
+    targets = np.stack([*(train.truth[name] for name in names), np.cos(angle), np.sin(angle)], axis=1)
+    model = make_pipeline(StandardScaler(), KNeighborsRegressor(20, weights="distance"))
+    *known, cos, sin = model.fit(vae.encode(train.image), targets).predict(latents).T
+    return dict(zip(names, known, strict=True)) | {"orientation": 0.5 * np.arctan2(sin, cos)}
+
+
+def recovery(name: str, found: dict[str, np.ndarray], test: Mocks) -> dict[str, Any]:
+    """How well: redshifts both ways of counting, and orientations at the ends of their range beside elsewhere."""
+    truth = test.truth["redshift"]
+    error = found["redshift"] - truth
+    row: dict[str, Any] = {
+        "what": name,
+        "MAD dz/(1+z)": float(np.median(np.abs(error) / (1.0 + truth))),
+        "> 0.15 (1+z)": float(np.mean(np.abs(error) > 0.15 * (1.0 + truth))),
+        "MAD dz": float(np.median(np.abs(error))),
+        "MAD dz/z": float(np.median(np.abs(error) / truth)),
+        "> 15 % of z": float(np.mean(np.abs(error) > 0.15 * truth)),
+    }
+    for other in ("log_mass", "log_sfr"):
+        residual = found[other] - test.truth[other] if other in found else np.array([np.nan])
+        row[f"{other} scatter"] = 1.4826 * float(np.median(np.abs(residual - np.median(residual))))
+    return row | (orientation(found, test) if "orientation" in found else {})
+
+
+def orientation(found: dict[str, np.ndarray], test: Mocks) -> dict[str, Any]:
+    """Mean error with its own error [rad], of elongated galaxies, near +pi/2 and near -pi/2 and elsewhere."""
+    true, elongated = test.truth["orientation"], test.truth["axis_ratio"] < ELONGATED
+    error = np.asarray(wrapped(jnp.asarray(found["orientation"] - true)))
+    regions = {
+        "near +pi/2": true > 0.5 * np.pi - END,
+        "near -pi/2": true < END - 0.5 * np.pi,
+        "elsewhere": np.abs(true) <= 0.5 * np.pi - END,
+    }
+    row: dict[str, Any] = {}
+    for where, inside in regions.items():
+        chosen = error[inside & elongated]
+        row[f"bias {where}"] = float(np.mean(chosen))
+        row[f"+- {where}"] = float(np.std(chosen) / np.sqrt(len(chosen)))
+        row[f"MAD {where}"] = float(np.median(np.abs(chosen)))
+    return row
+
+
+def spaces(vae: GuidedVAE, mocks: Mocks) -> dict[str, np.ndarray]:
+    """Latents; and latents with the log of each band's reconstruction error."""
+    latents, (seen, again) = vae.encode(mocks.image), vae.reconstruct(mocks.image)
+    error = np.log(np.mean((again - seen) ** 2, axis=(1, 2)) + 1e-8)
+    return {"latents": latents, "latents, errors": np.concatenate([latents, error], axis=1)}
+
+
+def anomalies(
+    name: str, vae: GuidedVAE, parts: tuple[Mocks, Mocks, Mocks]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of the table, and curves by name."""
+    train, choice, test = parts
+    rows, curves = [], {}
+    each = [spaces(vae, part) for part in parts]
+    for space in each[0]:
+        know, choose, judge = (part[space] for part in each)
+        both = np.concatenate([choose, judge])
+        scores = [classify_anomalies(0, know, train.kind, both, config) for config in CHOICES]
+        for kind in (1, 2):
+            picked = [score.of(kind)[: len(choose)] for score in scores]
+            of_choice = [anomaly_curve(score, choice.kind == kind, 0) for score in picked]
+            best = int(np.argmax([curve.area for curve in of_choice]))
+            score, truth = scores[best].of(kind)[len(choose) :], test.kind == kind
+            curve = anomaly_curve(score, truth, 0)
+            called = score >= of_choice[best].at_contamination(CONTAMINATION_AIMED).threshold
+            clean = curve.at_contamination(MOST_CONTAMINATED)
+            rows.append(
+                {
+                    "autoencoder": name,
+                    "space": space,
+                    "kind": KINDS[kind],
+                    "test anomalies": int(truth.sum()),
+                    "test ordinary": int((~truth).sum()),
+                    f"completeness at {MOST_CONTAMINATED:.0%}": clean.completeness,
+                    "+-": clean.error,
+                    f"contamination at {LEAST_COMPLETE:.0%}": curve.at_completeness(LEAST_COMPLETE).contamination,
+                    "area": curve.area,
+                    "threshold of others: completeness": float(np.mean(called[truth])),
+                    "contamination": float(np.sum(called & ~truth) / max(np.sum(called), 1)),
+                    "C": scores[best].C,
+                    "gamma": scores[best].gamma,
+                }
+            )
+            print(rows[-1], flush=True)
+            curves[f"{KINDS[kind]}: {name}, {space}"] = curve
+    return rows, curves
+
+
+def speed(vae: GuidedVAE, image: np.ndarray) -> dict[str, Any]:
+    """Milliseconds for each image, one by one and many at once, after compilation; with the transfer."""
+    one, many = jax.jit(GuidedVAE.moments), image[:2048]
+    jax.block_until_ready(one(vae, image[:1]))
+    start = time.perf_counter()
+    for i in range(200):
+        jax.block_until_ready(one(vae, image[i : i + 1]))
+    singly = (time.perf_counter() - start) / 200
+    vae.encode(many)
+    start = time.perf_counter()
+    vae.encode(many)
+    return {"one by one [ms]": 1e3 * singly, "many at once [ms]": 1e3 * (time.perf_counter() - start) / len(many)}
+
+
+def on_mocks(args: argparse.Namespace, figures: Path) -> None:
+    parts = mocks_of(args.folder, args.num)
+    train, _, test = parts
+    configs = {"guided": GuidedConfig(num_free=args.num_free)}
+    configs["plain"] = configs["guided"].plain()
+    if args.angle:
+        configs["guided to the angle"] = GuidedConfig(
+            guided=("angle", "redshift", "log_mass", "log_sfr"), num_free=args.num_free
+        )
+    knowing, finding, curves = [], [], {}
+    middle = {
+        name: np.full(len(test.kind), np.median(train.truth[name])) for name in ("redshift", "log_mass", "log_sfr")
+    }
+    knowing.append(recovery("the training's medians", middle, test))
+    extra: dict[str, Any] = {"steps": args.steps, "train": len(train.kind), "test": len(test.kind)}
+    for name, config in configs.items():
+        vae, seconds = trained(args.folder, name.replace(" ", "_"), train, config, args.steps)
+        found = properties(vae, train, test)
+        knowing.append(recovery(name, found, test))
+        print(knowing[-1], flush=True)
+        seen, again = vae.reconstruct(test.image)
+        extra[name] = {"training [s]": seconds, "pixel RMS": float(np.sqrt(np.mean((again - seen) ** 2)))}
+        extra[name] |= speed(vae, test.image) | {"latents": list(config.names)}
+        if "orientation" in found:
+            plot_orientation(
+                test.truth["orientation"], found["orientation"], test.truth["axis_ratio"] < ELONGATED
+            ).savefig(figures / f"orientation_{name.replace(' ', '_')}.png", dpi=110)
+        if name not in ("guided", "plain"):
+            continue
+        rows, drawn = anomalies(name, vae, parts)
+        finding, curves = finding + rows, curves | drawn
+        pick = [int(np.flatnonzero(test.kind == kind)[i]) for i in range(3) for kind in range(3)]
+        titles = [KINDS[test.kind[i]] for i in pick]
+        plot_reconstructions(seen[pick], again[pick], titles).savefig(figures / f"reconstructions_{name}.png", dpi=110)
+        plot_image_latents(vae.encode(test.image), config.names, test.truth["redshift"], test.kind, KINDS).savefig(
+            figures / f"latents_{name}.png", dpi=110
+        )
+    for kind in KINDS[1:]:
+        chosen = {name.split(": ")[1]: curve for name, curve in curves.items() if name.startswith(kind)}
+        plot_anomaly_curves(chosen).savefig(figures / f"curves_{kind.replace(' ', '_')}.png", dpi=110)
+    columns = list(dict.fromkeys(key for row in knowing for key in row))
+    table = [[row.get(column, float("nan")) for column in columns] for row in knowing]
+    finish("What the latents know", columns, table, args.out / "image_vae_properties.json", extra)
+    columns = list(finding[0])
+    finish("Anomalies", columns, [list(row.values()) for row in finding], args.out / "image_vae_anomalies.json", extra)
+
+
+def on_real(args: argparse.Namespace, figures: Path) -> None:
+    """Cut-outs of SDSS, binned by two: reconstruction, and spiral or not."""
+    with np.load(args.images) as file:
+        image, spiral, split = (file[name] for name in ("images", "is_spiral", "split"))
+    image = (image.reshape(-1, 32, 2, 32, 2, 3).mean(axis=(2, 4)) / 255.0).astype(np.float32)
+    train, test = split == "train", split == "test"
+    # The cut-outs are stretched already.
+    config = GuidedConfig(guided=(), num_free=args.num_real, guidance=0.0, stretch=1.0, reconstruction=100.0)
+    vae, seconds = trained(args.folder, "real", Mocks(image[train], spiral[train], {}), config, args.steps)
+    seen, again = vae.reconstruct(image)
+    flat = seen.reshape(len(seen), -1)
+    pca = PCA(config.latent, random_state=0).fit(flat[train])
+    by_pca = pca.inverse_transform(pca.transform(flat[test])).reshape(again[test].shape)
+    latents = {"autoencoder": vae.encode(image), "principal components": pca.transform(flat)}
+    rms = {"autoencoder": again[test], "principal components": by_pca}
+    majority = float(max(np.mean(spiral[test]), 1.0 - np.mean(spiral[test])))
+    mean = float(np.sqrt(np.mean((seen[test] - seen[train].mean(axis=0)) ** 2)))
+    rows = [["always the same", mean, majority, 0.5]]
+    for name, each in latents.items():
+        model = make_pipeline(StandardScaler(), LogisticRegressionCV(10, cv=5, scoring="accuracy", max_iter=2000))
+        model.fit(each[train], spiral[train])
+        error = float(np.sqrt(np.mean((rms[name] - seen[test]) ** 2)))
+        area = float(roc_auc_score(spiral[test], model.predict_proba(each[test])[:, 1]))
+        rows.append([name, error, float(model.score(each[test], spiral[test])), area])
+    pick = np.flatnonzero(test)[np.linspace(0, test.sum() - 1, 9).astype(int)]
+    titles = ["spiral" if spiral[i] else "no spiral" for i in pick]
+    plot_reconstructions(seen[pick], again[pick], titles).savefig(figures / "reconstructions_real.png", dpi=110)
+    extra = {"train": int(train.sum()), "test": int(test.sum()), "spirals": float(np.mean(spiral[test]))}
+    extra |= {"steps": args.steps, "training [s]": seconds, "latents": config.latent}
+    columns = ["latents", "pixel RMS", "spiral or not: accuracy", "AUC"]
+    finish("Real SDSS cut-outs", columns, rows, args.out / "image_vae_real.json", extra)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/images"), help="of mocks and networks")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["mocks"])
+    parser.add_argument("--num", type=int, default=30_000, help="mock galaxies")
+    parser.add_argument("--steps", type=int, default=STAGE.num_steps, help="of each training")
+    parser.add_argument("--num-free", type=int, default=1, help="latents that are not guided")
+    parser.add_argument("--num-real", type=int, default=16, help="latents of the real images")
+    parser.add_argument("--angle", action="store_true", help="also guide one latent to the angle, as the original")
+    parser.add_argument("--images", type=Path, help="real cut-outs, .npz")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    if "real" in args.parts and args.images is None:
+        parser.error("--parts real needs --images")
+    figures = args.out / "image_vae"
+    figures.mkdir(parents=True, exist_ok=True)
+    if "mocks" in args.parts:
+        on_mocks(args, figures)
+    if "real" in args.parts:
+        on_real(args, figures)
+
+
+if __name__ == "__main__":
+    main()
