@@ -1,12 +1,14 @@
 """Guided autoencoder of images against a plain one: what latents know, which anomalies they find, how fast, and on real images.
 
-python benchmarks/image_vae.py --folder runs/images [--parts mocks real] [--images FILE]
+python benchmarks/image_vae.py --folder runs/images [--parts mocks limit real] [--images FILE]
 
 mocks: grz images of the reference population as a survey limited at r = 19 detects it, with 1 % of compact starbursts and 1 % of
     red spirals, in three parts: training (60 %), choices (15 %: of the classifier's settings and thresholds) and test.
     Guided and plain autoencoder of as many latents: redshift, mass, star-formation rate and orientation of the test's galaxies
     (of the plain one, by the nearest neighbours among the training's latents); the anomalies that a classifier finds in their
     latents, and in latents and reconstruction errors; milliseconds for each image.
+limit: the same search, by boosted trees, in what the images are made from: the true magnitude, colours, size, axis ratio and
+    bulge; and in the true redshift, mass, star-formation rate, bulge and size, which no image tells.
 real: 2,000 cut-outs of SDSS: reconstruction against principal components, and spiral or not by the latents.
 
 Mocks and networks are kept in the folder; a second run reads them.
@@ -25,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from common import finish
 from sklearn.decomposition import PCA
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsRegressor
@@ -37,7 +40,7 @@ from popsed_jax.plots_images import plot_image_latents, plot_orientation, plot_r
 from popsed_jax.population.image_mocks import KINDS, ImageMockConfig, build_image_survey, simulate_image_mocks
 from popsed_jax.posteriors.guided import STAGE, GuidedConfig, GuidedVAE, fit_guided, load_guided, save_guided, wrapped
 
-PARTS = ("mocks", "real")
+PARTS = ("mocks", "limit", "real")
 CHOICES = tuple(
     ClassifierConfig(C=(C,), gamma=(gamma,), ratio=0.3) for C, gamma in ((10.0, 1.0), (10.0, 3.0), (100.0, 1.0))
 )
@@ -68,7 +71,9 @@ def mocks_of(folder: Path, num: int) -> tuple[Mocks, Mocks, Mocks]:
         np.savez(path, image=made.image.astype(np.float32), kind=made.kind, flux=made.flux, **made.truth)
     with np.load(path) as file:
         stored = {name: file[name] for name in file.files}
-    image, kind, _ = (stored.pop(name) for name in ("image", "kind", "flux"))
+    image, kind, flux = (stored.pop(name) for name in ("image", "kind", "flux"))
+    mag = -2.5 * np.log10(flux)
+    stored |= {"r": mag[:, 1], "g - r": mag[:, 0] - mag[:, 1], "r - z": mag[:, 1] - mag[:, 2]}
     mocks, ends = Mocks(image, kind, stored), (int(0.6 * num), int(0.75 * num))
     return mocks[: ends[0]], mocks[ends[0] : ends[1]], mocks[ends[1] :]
 
@@ -250,6 +255,31 @@ def on_mocks(args: argparse.Namespace, figures: Path) -> None:
     finish("Anomalies", columns, [list(row.values()) for row in finding], args.out / "image_vae_anomalies.json", extra)
 
 
+def on_truth(args: argparse.Namespace) -> None:
+    """What a search could find that knew without error what images are made from."""
+    train, choice, test = mocks_of(args.folder, args.num)
+    spaces = {
+        "magnitude, colours, size, axis ratio, bulge": ("r", "g - r", "r - z", "radius", "axis_ratio", "bulge"),
+        "redshift, mass, SFR, bulge, size": ("redshift", "log_mass", "log_sfr", "bulge", "radius"),
+    }
+    rows = []
+    for name, columns in spaces.items():
+        know, others, judge = (np.stack([part.truth[c] for c in columns], axis=1) for part in (train, choice, test))
+        for kind in (1, 2):
+            model = HistGradientBoostingClassifier(
+                max_iter=200, learning_rate=0.06, l2_regularization=1.0, random_state=0
+            )
+            labels = np.concatenate([train.kind, choice.kind]) == kind
+            score = model.fit(np.concatenate([know, others]), labels).decision_function(judge)
+            curve = anomaly_curve(score, test.kind == kind, 0)
+            clean = curve.at_contamination(MOST_CONTAMINATED)
+            worst = curve.at_completeness(LEAST_COMPLETE).contamination
+            rows.append([name, KINDS[kind], clean.completeness, clean.error, worst, curve.area])
+    completeness, contamination = f"completeness at {MOST_CONTAMINATED:.0%}", f"contamination at {LEAST_COMPLETE:.0%}"
+    columns = ["true", "kind", completeness, "+-", contamination, "area"]
+    finish("Anomalies by the truth itself", columns, rows, args.out / "image_vae_limit.json", {"test": len(test.kind)})
+
+
 def on_real(args: argparse.Namespace, figures: Path) -> None:
     """Cut-outs of SDSS, binned by two: reconstruction, and spiral or not."""
     with np.load(args.images) as file:
@@ -301,6 +331,8 @@ def main() -> None:
     figures.mkdir(parents=True, exist_ok=True)
     if "mocks" in args.parts:
         on_mocks(args, figures)
+    if "limit" in args.parts:
+        on_truth(args)
     if "real" in args.parts:
         on_real(args, figures)
 
