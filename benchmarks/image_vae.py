@@ -211,12 +211,13 @@ def speed(vae: GuidedVAE, image: np.ndarray) -> dict[str, Any]:
 def on_mocks(args: argparse.Namespace, figures: Path) -> None:
     parts = mocks_of(args.folder, args.num)
     train, _, test = parts
-    configs = {"guided": GuidedConfig(num_free=args.num_free)}
-    configs["plain"] = configs["guided"].plain()
-    if args.angle:
-        configs["guided to the angle"] = GuidedConfig(
-            guided=("angle", "redshift", "log_mass", "log_sfr"), num_free=args.num_free
-        )
+    guided = GuidedConfig(num_free=args.num_free)
+    every = {
+        "guided": guided,
+        "plain": guided.plain(),
+        "guided to the angle": dataclasses.replace(guided, guided=("angle", "redshift", "log_mass", "log_sfr")),
+    }
+    configs = {name: every[name] for name in args.autoencoders}
     knowing, finding, curves = [], [], {}
     middle = {
         name: np.full(len(test.kind), np.median(train.truth[name])) for name in ("redshift", "log_mass", "log_sfr")
@@ -250,9 +251,17 @@ def on_mocks(args: argparse.Namespace, figures: Path) -> None:
         plot_anomaly_curves(chosen).savefig(figures / f"curves_{kind.replace(' ', '_')}.png", dpi=110)
     columns = list(dict.fromkeys(key for row in knowing for key in row))
     table = [[row.get(column, float("nan")) for column in columns] for row in knowing]
-    finish("What the latents know", columns, table, args.out / "image_vae_properties.json", extra)
+    finish("What the latents know", columns, table, args.out / f"image_vae{args.label}_properties.json", extra)
+    if not finding:
+        return
     columns = list(finding[0])
-    finish("Anomalies", columns, [list(row.values()) for row in finding], args.out / "image_vae_anomalies.json", extra)
+    finish(
+        "Anomalies",
+        columns,
+        [list(row.values()) for row in finding],
+        args.out / f"image_vae{args.label}_anomalies.json",
+        extra,
+    )
 
 
 def on_truth(args: argparse.Namespace) -> None:
@@ -321,13 +330,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STAGE.num_steps, help="of each training")
     parser.add_argument("--num-free", type=int, default=1, help="latents that are not guided")
     parser.add_argument("--num-real", type=int, default=16, help="latents of the real images")
-    parser.add_argument("--angle", action="store_true", help="also guide one latent to the angle, as the original")
+    kinds = ("guided", "plain", "guided to the angle")
+    parser.add_argument("--autoencoders", nargs="+", choices=kinds, default=list(kinds[:2]))
+    parser.add_argument("--label", default="", help="of the results' files")
     parser.add_argument("--images", type=Path, help="real cut-outs, .npz")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     if "real" in args.parts and args.images is None:
         parser.error("--parts real needs --images")
-    figures = args.out / "image_vae"
+    figures = args.out / f"image_vae{args.label}"
     figures.mkdir(parents=True, exist_ok=True)
     if "mocks" in args.parts:
         on_mocks(args, figures)
