@@ -5,8 +5,9 @@ python benchmarks/vae.py --folder runs/vae_zcosmos --data PATH/zcosmos_bright20k
 
 real: spectroscopic redshifts against p(redshift), of staged and joint training, of quiescent and star-forming galaxies apart, and
     without errors of templates and apertures in the mocks.
-calibration: mock galaxies that no training saw: coverage (TARP) and log density of the truth, of heads that are given latents
-    (trained as a mixture, or on single ones) or the moments of q(latent | photometry), beside neural posterior estimation: the
+heads: the same galaxies, by heads that are given the moments of q(latent | photometry), or latents.
+calibration: mock galaxies that no training saw: coverage (TARP) and log density of the truth, of heads that are given the moments
+    of q(latent | photometry), or latents (trained as a mixture, or on single ones), beside neural posterior estimation: the
     same flow on the photometry itself, on the same mocks, for as many steps.
 latents: sizes of the latent.
 speed: galaxies a second.
@@ -30,9 +31,9 @@ from jaxtyping import Array
 from zcosmos import read, settings
 
 import popsed_jax as pj
-from popsed_jax.diagnostics.calibration import Tarp, sbc_ranks, tarp, uniformity
+from popsed_jax.diagnostics.calibration import Tarp, pit_from_grid, sbc_ranks, tarp, uniformity
 from popsed_jax.diagnostics.photoz import photoz_metrics
-from popsed_jax.plots_posterior import plot_redshifts, plot_tarp
+from popsed_jax.plots_posterior import plot_ranks, plot_redshifts, plot_tarp
 from popsed_jax.population.batching import map_batches
 from popsed_jax.posteriors.columns import Summary
 from popsed_jax.posteriors.estimator import Rows
@@ -41,13 +42,13 @@ from popsed_jax.posteriors.heads import FlowHead, build_head
 from popsed_jax.posteriors.mocks import Mocks, MocksConfig
 from popsed_jax.posteriors.stages import run_stage
 from popsed_jax.posteriors.survey import Photometry
-from popsed_jax.posteriors.vae import MultiModalVAE, VAEConfig, init_vae
+from popsed_jax.posteriors.vae import MultiModalVAE, VAEConfig, init_vae, with_new_head
 from popsed_jax.posteriors.vae_columns import VAEEstimator
 from popsed_jax.posteriors.vae_losses import LOSSES, STAGED, StagesConfig, VAEData
 from popsed_jax.surveys import build_survey
 from popsed_jax.train_vae import TrainedVAE, VAETraining, num_trained, train_vae
 
-PARTS = ("real", "calibration", "latents", "speed")
+PARTS = ("real", "heads", "calibration", "latents", "speed")
 QUIESCENT = -11.0  # log10 of the specific star-formation rate [1/yr], as inferred
 
 
@@ -66,11 +67,7 @@ def trained(
 def rehead(mocks: Mocks, vae: MultiModalVAE, stages: StagesConfig, **changes: Any) -> MultiModalVAE:
     """The same encoders with another head, trained anew."""
     config = dataclasses.replace(vae.config, **changes)
-    at = vae.space.index("redshift")
-    head = build_head(jax.random.key(5), config.head, config.num_context, at, mocks.u[:8192])
-    start = dataclasses.replace(
-        vae, config=config, head=head.with_weights(None), parts=vae.parts | {"head": head.weights}
-    )
+    start = with_new_head(jax.random.key(5), vae, mocks, config)
     return trained(mocks, start, stages, ("parameters",))[0]
 
 
@@ -140,7 +137,8 @@ def redshifts(
     columns = estimator(7, rows)
     grid, table = estimator.summary.grid, []
     quiescent = columns["log_ssfr"] < QUIESCENT
-    for kind, chosen in (("all", quiescent | True), ("quiescent", quiescent), ("star-forming", ~quiescent)):
+    kinds = {"all": quiescent | True, "quiescent": quiescent, "star-forming": ~quiescent}
+    for kind, chosen in kinds.items():
         if chosen.sum() < 20:
             continue
         point, truth = columns["redshift"][chosen], rows.redshift[chosen]
@@ -150,8 +148,12 @@ def redshifts(
         row |= {key: entry["value"] for key, entry in metrics.items()}
         table.append(row | {"sigma_nmad +-": metrics["sigma_nmad"]["error"]})
         print(table[-1], flush=True)
-        if kind == "all" and name == "staged":
+        if kind == "all" and name in ("staged", "head given moments"):
             plot_redshifts(point, truth, metrics).savefig(figures / "redshifts.png", dpi=110)
+            ranks = {
+                kind: pit_from_grid(grid, columns["pz"][some], rows.redshift[some]) for kind, some in kinds.items()
+            }
+            plot_ranks(ranks).savefig(figures / "pit.png", dpi=110)
     return table
 
 
@@ -166,9 +168,20 @@ def real(
     table += redshifts("joint", trained(mocks, start, stages, ("joint",))[0], estimator, rows, figures)
     exact = dataclasses.replace(mocks.config, template_sigma=0.0, offset_sigma=0.0)
     perfect = dataclasses.replace(mocks, config=exact)
-    other = base.vae.with_parts(base.vae.parts | {"photometry_encoder": start.parts["photometry_encoder"]})
-    vae = trained(perfect, other, stages, ("photometry", "parameters"))[0]
+    again = base.vae.with_parts(base.vae.parts | {"photometry_encoder": start.parts["photometry_encoder"]})
+    vae = trained(perfect, again, stages, ("photometry", "parameters"))[0]
     return table + redshifts("staged, perfect templates", vae, estimator, rows, figures)
+
+
+def heads(
+    base: TrainedVAE, estimator: VAEEstimator, rows: Rows, stages: StagesConfig, figures: Path
+) -> list[dict[str, Any]]:
+    mocks, table = base.mocks.subset(slice(0, num_trained(base.mocks))), []
+    for condition in ("moments", "latents"):
+        same = base.vae.config.condition == condition
+        vae = base.vae if same else rehead(mocks, base.vae, stages, condition=condition)
+        table += redshifts(f"head given {condition}", vae, estimator, rows, figures)
+    return table
 
 
 def calibration(base: TrainedVAE, stages: StagesConfig, num: int, figures: Path) -> list[dict[str, Any]]:
@@ -178,9 +191,9 @@ def calibration(base: TrainedVAE, stages: StagesConfig, num: int, figures: Path)
     seen = Photometry(*map(np.asarray, observe(test, jax.random.key(11), jnp.arange(len(truth)))))
     npe = plain_npe(mocks, base.vae, stages)
     cases: dict[str, MultiModalVAE | PlainNPE] = {
-        "latents, mixture": base.vae,
-        "latents, single": rehead(mocks, base.vae, stages, condition="latents", num_latents=1),
         "moments": rehead(mocks, base.vae, stages, condition="moments"),
+        "latents, mixture": rehead(mocks, base.vae, stages, condition="latents"),
+        "latents, single": rehead(mocks, base.vae, stages, condition="latents", num_latents=1),
         "NPE on the photometry": npe,
     }
     rows, curves = [], {}
@@ -229,13 +242,13 @@ def judged(
 
 
 def latents(
-    base: TrainedVAE, estimator: VAEEstimator, rows: Rows, stages: StagesConfig, figures: Path
+    base: TrainedVAE, estimator: VAEEstimator, rows: Rows, stages: StagesConfig, sizes: list[int], figures: Path
 ) -> list[dict[str, Any]]:
     """All sizes trained alike, for fewer steps than the base."""
     mocks, test = base.mocks.subset(slice(0, num_trained(base.mocks))), base.held_out
     table = []
-    for size in (4, 8, 16, 32):
-        config = dataclasses.replace(base.vae.config, latent=size)
+    for size in sizes:
+        config = dataclasses.replace(base.vae.config, latent=size, condition="moments")
         vae, seconds = trained(mocks, init_vae(jax.random.key(2), mocks, base.vae.space, config), stages)
         truth = np.asarray(test.theta, np.float32)
         seen = jax.jit(Mocks.observe)(test, jax.random.key(12), jnp.arange(len(truth)))
@@ -292,12 +305,17 @@ def speed(base: TrainedVAE, estimator: VAEEstimator, catalog: pj.Catalog, num: i
         there,  # type: ignore[arg-type]
     )
     quick = dataclasses.replace(estimator, summary=dataclasses.replace(estimator.summary, num_grid=0))
-    work: dict[str, Callable[[], Any]] = {
-        "latent moments": lambda: base.vae.moments(seen),
-        "latents and 100 samples of all parameters": lambda: (
-            base.vae.moments(seen),
-            base.vae.sample(jax.random.key(0), seen, 100),
-        ),
+    work: dict[str, Callable[[], Any]] = {"latent moments": lambda: base.vae.moments(seen)}
+    for condition in ("moments", "latents"):
+        config = dataclasses.replace(base.vae.config, condition=condition)
+        # The weights of a head do not change how long it takes.
+        vae = with_new_head(jax.random.key(0), base.vae, base.mocks, config)
+
+        def sampled(vae: MultiModalVAE = vae) -> Any:
+            return vae.moments(seen), vae.sample(jax.random.key(0), seen, 100)
+
+        work[f"latent moments and 100 samples of all parameters, head given {condition}"] = sampled
+    work |= {
         "p(redshift) on a grid of 200": lambda: base.vae.redshift_density(jax.random.key(0), seen, quick.summary.grid),
         "all columns of popsed-jax encode": lambda: quick(0, rows),
     }
@@ -327,8 +345,10 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--galaxies", type=int, default=MocksConfig.num_galaxies, help="mocks")
     parser.add_argument("--steps", type=int, nargs=4, default=None, help="of the three stages, and of joint training")
+    parser.add_argument("--condition", default=VAEConfig.condition, help="of the base model: moments or latents")
     parser.add_argument("--latent-steps", type=int, default=600, help="of each stage in the table of sizes")
     parser.add_argument("--staged-alone", action="store_true", help="real: without the comparisons' trainings")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[4, 8, 16, 32], help="of the latent, in that table")
     parser.add_argument("--num-real", type=int, default=3000)
     parser.add_argument("--num-mocks", type=int, default=1000, help="of the calibration")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder")
@@ -336,7 +356,9 @@ def main() -> None:
     catalog, config, name = survey_of(args)
     names = ("spectrum", "photometry", "parameters", "joint")
     stages = StagesConfig(**dict(zip(names, args.steps, strict=True))) if args.steps else StagesConfig()
-    training = VAETraining(mocks=MocksConfig(num_galaxies=args.galaxies), model=VAEConfig(), stages=stages)
+    training = VAETraining(
+        mocks=MocksConfig(num_galaxies=args.galaxies), model=VAEConfig(condition=args.condition), stages=stages
+    )
     there = (args.folder / "checkpoint" / "state.safetensors").is_file()
     base = train_vae(config, args.folder, training, catalog=catalog, resume=there)
     figures = args.out / f"vae_{name}"
@@ -350,8 +372,9 @@ def main() -> None:
     few = StagesConfig(**dict.fromkeys(names, args.latent_steps))
     run = {
         "real": lambda: real(base, estimator, rows, stages, figures, args.staged_alone),
+        "heads": lambda: heads(base, estimator, rows, stages, figures),
         "calibration": lambda: calibration(base, stages, args.num_mocks, figures),
-        "latents": lambda: latents(base, estimator, rows, few, figures),
+        "latents": lambda: latents(base, estimator, rows, few, args.sizes, figures),
         "speed": lambda: speed(base, estimator, catalog),
     }
     sizes = {part: sum(leaf.size for leaf in jax.tree.leaves(weights)) for part, weights in base.vae.parts.items()}

@@ -31,6 +31,9 @@ def train_vae_command(
     stage: Annotated[str | None, typer.Option("--stage", help=f"Train this stage alone: {', '.join(TRAINED)}.")] = None,
     latent: Annotated[int, typer.Option("--latent", min=1, help="Size of the latent.")] = VAEConfig.latent,
     head: Annotated[str, typer.Option("--head", help="flow, mixture or binned.")] = HeadConfig.kind,
+    condition: Annotated[
+        str, typer.Option("--condition", help="What the head is given: moments of the latent, or latents.")
+    ] = VAEConfig.condition,
     galaxies: Annotated[
         int, typer.Option("--galaxies", min=100, help="Mock galaxies to learn from.")
     ] = MocksConfig.num_galaxies,
@@ -48,7 +51,7 @@ def train_vae_command(
     training = VAETraining(
         seed=seed,
         mocks=MocksConfig(num_galaxies=min(galaxies, 2000) if quick else galaxies, num_hyper=1 if quick else 8),
-        model=VAEConfig(latent=latent, head=HeadConfig(kind=head)),  # type: ignore[arg-type]  # checked by the class
+        model=VAEConfig(latent=latent, condition=condition, head=HeadConfig(kind=head)),  # type: ignore[arg-type]  # checked there
         stages=StagesConfig(**lengths),
     )
     result = train_vae(settings, out_dir, training, stage=stage, resume=resume)

@@ -22,7 +22,7 @@ from popsed_jax.posteriors.columns import Summary
 from popsed_jax.posteriors.mocks import Mocks, MocksConfig, build_mocks, mocks_from
 from popsed_jax.posteriors.pixels import build_grid
 from popsed_jax.posteriors.stages import Parts, StageState, run_stage, start_stage
-from popsed_jax.posteriors.vae import MultiModalVAE, VAEConfig, init_vae
+from popsed_jax.posteriors.vae import MultiModalVAE, VAEConfig, init_vae, with_new_head
 from popsed_jax.posteriors.vae_columns import VAEEstimator
 from popsed_jax.posteriors.vae_losses import LOSSES, STAGED, StagesConfig, VAEData
 from popsed_jax.posteriors.vae_storage import DESCRIPTION, load_vae, save_vae
@@ -129,6 +129,8 @@ def train_vae(
         learned = mocks.subset(slice(0, num_trained(mocks)))
         if stage in STAGED[1:] or (stage == STAGED[0] and (folder / DESCRIPTION).is_file()):
             vae = _earlier(folder, training.model)
+            if stage == "parameters":
+                vae = with_new_head(key_start, vae, learned, training.model)
         else:
             vae = init_vae(key_start, learned, forward.space, training.model)
         write_atomically(folder / "config.toml", dump_toml(to_mapping(settings)).encode())
@@ -214,17 +216,15 @@ class _Session:
 
 
 def _earlier(folder: Path, model: VAEConfig) -> MultiModalVAE:
-    """The folder's model, to go on from. Raises StorageError, or ValueError where its sizes are others."""
+    """The folder's model, to go on from, with its head. Raises StorageError, or ValueError where its sizes are others."""
     vae = load_vae(folder)[0]
-    same = dataclasses.replace(model, head=vae.config.head, condition=vae.config.condition)
-    if same.latent != vae.config.latent or same.hidden != vae.config.hidden or same.rank != vae.config.rank:
+    if any(getattr(vae.config, name) != getattr(model, name) for name in ("latent", "hidden", "rank")):
         raise ValueError(
             f"{folder} holds a model with a latent of {vae.config.latent}, not {model.latent}, or of other widths: give its "
             "sizes, or train all stages"
         )
-    return dataclasses.replace(
-        vae, config=dataclasses.replace(model, head=vae.config.head, condition=vae.config.condition)
-    )
+    config = dataclasses.replace(model, head=vae.config.head, condition=vae.config.condition)
+    return dataclasses.replace(vae, config=config)
 
 
 def _load_mocks(folder: Path, known: str, forward: ForwardModel, catalog: Catalog, config: MocksConfig) -> Mocks | None:

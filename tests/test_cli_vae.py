@@ -166,11 +166,27 @@ def test_options_reach_the_training(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(cli_vae, "build_vae_report", lambda folder: folder / "report.html")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.toml").write_text(dump_toml(to_mapping(settings)))
-    words = ["--latent", 8, "--head", "mixture", "--galaxies", 500, "--steps", 7, "--seed", 3, "--stage", "joint"]
+    words = [
+        "--latent",
+        8,
+        "--head",
+        "mixture",
+        "--condition",
+        "latents",
+        "--galaxies",
+        500,
+        "--steps",
+        7,
+        "--seed",
+        3,
+        "--stage",
+        "joint",
+    ]
     result = typed("train-vae", tmp_path / "run", "--out", tmp_path / "vae", *words, "--resume")
     assert result.exit_code == 3  # not finished
     training = asked["training"]
     assert (training.model.latent, training.model.head.kind, training.seed) == (8, "mixture", 3)
+    assert training.model.condition == "latents"
     assert (training.mocks.num_galaxies, training.stages.photometry) == (500, 7)
     assert (asked["stage"], asked["resume"], asked["out"]) == ("joint", True, tmp_path / "vae")
     assert asked["config"].parameters == settings.parameters

@@ -65,7 +65,7 @@ def mocks(forward):
 
 def test_an_untrained_decoder_is_near_the_mocks_mean(mocks):
     scales, decoder = build_scales(mocks), SpectrumDecoder(MOCKS.num_pixels, 16, 8)
-    weights = decoder.init(jax.random.key(0), jnp.zeros((1, 4)), scales)
+    weights = jax.jit(decoder.init)(jax.random.key(0), jnp.zeros((1, 4)), scales)
     decoded = decoder.apply(weights, 0.1 * jnp.ones((3, 2, 4)), scales)
     assert decoded.flux.shape == (3, 2, MOCKS.num_pixels)
     assert np.abs(np.asarray(decoded.log_shape - scales.shape_mean)).max() < 0.1
@@ -74,7 +74,7 @@ def test_an_untrained_decoder_is_near_the_mocks_mean(mocks):
 
 def test_no_latent_decodes_to_what_is_no_number(mocks):
     scales, decoder = build_scales(mocks), SpectrumDecoder(MOCKS.num_pixels, 16, 8)
-    weights = decoder.init(jax.random.key(0), jnp.zeros((1, 4)), scales)
+    weights = jax.jit(decoder.init)(jax.random.key(0), jnp.zeros((1, 4)), scales)
     for size in (1e3, -1e6):
         decoded = decoder.apply(jax.tree.map(lambda leaf: 30.0 * leaf, weights), jnp.full((1, 4), size), scales)
         assert np.isfinite(decoded.flux).all()

@@ -34,7 +34,16 @@ HEAD = HeadConfig(
     ),
 )
 MODEL = VAEConfig(
-    latent=4, hidden=16, rank=8, num_latents=3, per_latent=2, batch_size=32, spectra_batch=16, head_batch=32, head=HEAD
+    condition="latents",
+    latent=4,
+    hidden=16,
+    rank=8,
+    num_latents=3,
+    per_latent=2,
+    batch_size=32,
+    spectra_batch=16,
+    head_batch=32,
+    head=HEAD,
 )
 STAGES = StagesConfig(spectrum=4, photometry=4, parameters=4, joint=4, steps_per_chunk=2)
 

@@ -6,9 +6,11 @@
 It learns from mock galaxies alone (`popsed_jax.posteriors.mocks`), in three stages (`popsed_jax.posteriors.vae_losses`): the
 spectra's encoder and decoder; the photometry's encoder with that decoder frozen; the head with that encoder frozen.
 
-A galaxy's posterior is sampled through the latent: latents from q(latent | photometry), parameters from the head given each. The
-head is trained as just that mixture. One trained on single latents would learn p(parameters | latent), which the spread of the
-latent has already widened, and the mixture would widen it once more (`VAEConfig.condition`).
+The head is given the moments of q(latent | photometry), or latents drawn from it (`VAEConfig.condition`). Under "latents" a
+galaxy's posterior is sampled through the latent, and the head is trained as just that mixture: trained on single latents it
+would learn p(parameters | latent), which the spread of the latent has already widened, and the mixture would widen it once more.
+Both are calibrated; moments are the sharper (benchmarks/vae.py): a normal distribution with independent components is wider than
+what photometry says of the latent, and its draws hide what its moments tell.
 """
 
 from __future__ import annotations
@@ -50,8 +52,8 @@ class VAEConfig:
         latent: size of the latent.
         hidden: width of encoders and decoder.
         rank: of the decoded spectra.
-        condition: what the head is given: "latents", draws of q(latent | photometry), whose mixture is the posterior; or
-            "moments", the mean and log-variance of that distribution.
+        condition: what the head is given: "moments", mean and log-variance of q(latent | photometry); or "latents", draws of it,
+            whose mixture is the posterior.
         num_latents: of each galaxy in the head's training under "latents".
         per_latent: samples of the parameters from each latent.
         beta: weight of the divergence from the prior. (Higgins+17)
@@ -64,7 +66,7 @@ class VAEConfig:
     latent: int = 16
     hidden: int = 128
     rank: int = 64
-    condition: Condition = "latents"
+    condition: Condition = "moments"
     num_latents: int = 8
     per_latent: int = 5
     beta: float = 1.0
@@ -306,3 +308,18 @@ def init_parts(key: Array, config: VAEConfig, num_features: int, scales: Spectru
             keys[2], jnp.zeros((1, num_features))
         ),
     }
+
+
+def with_new_head(key: Array, vae: MultiModalVAE, mocks: Mocks, config: VAEConfig) -> MultiModalVAE:
+    """The same encoders and decoder with an untrained head.
+
+    Args:
+        mocks: for its scales.
+        config: of the same sizes, with any head and condition.
+
+    Raises:
+        ValueError: as `build_head`.
+    """
+    head = build_head(key, config.head, config.num_context, vae.space.index("redshift"), mocks.u[:_NUM_SCALE])
+    parts = vae.parts | {"head": head.weights}
+    return dataclasses.replace(vae, config=config, head=head.with_weights(None), parts=parts)
