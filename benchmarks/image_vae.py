@@ -28,17 +28,26 @@ import numpy as np
 from common import finish
 from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.linear_model import LogisticRegressionCV
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 
 from popsed_jax.diagnostics.anomaly import ClassifierConfig, anomaly_curve, classify_anomalies
 from popsed_jax.plots_anomaly import plot_anomaly_curves
 from popsed_jax.plots_images import plot_image_latents, plot_orientation, plot_reconstructions
 from popsed_jax.population.image_mocks import KINDS, ImageMockConfig, build_image_survey, simulate_image_mocks
-from popsed_jax.posteriors.guided import STAGE, GuidedConfig, GuidedVAE, fit_guided, load_guided, save_guided, wrapped
+from popsed_jax.posteriors.guided import (
+    STAGE,
+    GuidedConfig,
+    GuidedVAE,
+    fit_guided,
+    load_guided,
+    save_guided,
+    turned,
+    wrapped,
+)
 
 PARTS = ("mocks", "limit", "real")
 CHOICES = tuple(
@@ -294,7 +303,7 @@ def on_real(args: argparse.Namespace, figures: Path) -> None:
     with np.load(args.images) as file:
         image, spiral, split = (file[name] for name in ("images", "is_spiral", "split"))
     image = (image.reshape(-1, 32, 2, 32, 2, 3).mean(axis=(2, 4)) / 255.0).astype(np.float32)
-    train, test = split == "train", split == "test"
+    train, test = split == "train", split != "train"  # the file calls the others "validation"
     # The cut-outs are stretched already.
     config = GuidedConfig(guided=(), num_free=args.num_real, guidance=0.0, stretch=1.0, reconstruction=100.0)
     vae, seconds = trained(args.folder, "real", Mocks(image[train], spiral[train], {}), config, args.steps)
@@ -302,23 +311,31 @@ def on_real(args: argparse.Namespace, figures: Path) -> None:
     flat = seen.reshape(len(seen), -1)
     pca = PCA(config.latent, random_state=0).fit(flat[train])
     by_pca = pca.inverse_transform(pca.transform(flat[test])).reshape(again[test].shape)
-    latents = {"autoencoder": vae.encode(image), "principal components": pca.transform(flat)}
+    encoders = {
+        "autoencoder": vae.encode,
+        "principal components": lambda image: pca.transform(np.asarray(vae.stretched(image)).reshape(len(image), -1)),
+    }
     rms = {"autoencoder": again[test], "principal components": by_pca}
     majority = float(max(np.mean(spiral[test]), 1.0 - np.mean(spiral[test])))
     mean = float(np.sqrt(np.mean((seen[test] - seen[train].mean(axis=0)) ** 2)))
-    rows = [["always the same", mean, majority, 0.5]]
-    for name, each in latents.items():
-        model = make_pipeline(StandardScaler(), LogisticRegressionCV(10, cv=5, scoring="accuracy", max_iter=2000))
-        model.fit(each[train], spiral[train])
+    rows: list[list[Any]] = [["always the same", mean, majority, 0.5, majority, 0.5]]
+    for name, encode in encoders.items():
+        # A spiral is one from all sides: mean and scatter of the latents of all eight flips and transpositions.
+        turns = [np.asarray(turned(jnp.asarray(i), jnp.asarray(image), jnp.zeros(len(image)))[0]) for i in range(8)]
+        sides = np.stack([encode(turn) for turn in turns])
         error = float(np.sqrt(np.mean((rms[name] - seen[test]) ** 2)))
-        area = float(roc_auc_score(spiral[test], model.predict_proba(each[test])[:, 1]))
-        rows.append([name, error, float(model.score(each[test], spiral[test])), area])
+        row: list[Any] = [name, error]
+        for each in (sides[0], np.concatenate([sides.mean(axis=0), sides.std(axis=0)], axis=1)):
+            model = make_pipeline(StandardScaler(), SVC(C=1.0)).fit(each[train], spiral[train])
+            area = float(roc_auc_score(spiral[test], model.decision_function(each[test])))
+            row += [float(model.score(each[test], spiral[test])), area]
+        rows.append(row)
     pick = np.flatnonzero(test)[np.linspace(0, test.sum() - 1, 9).astype(int)]
     titles = ["spiral" if spiral[i] else "no spiral" for i in pick]
     plot_reconstructions(seen[pick], again[pick], titles).savefig(figures / "reconstructions_real.png", dpi=110)
     extra = {"train": int(train.sum()), "test": int(test.sum()), "spirals": float(np.mean(spiral[test]))}
     extra |= {"steps": args.steps, "training [s]": seconds, "latents": config.latent}
-    columns = ["latents", "pixel RMS", "spiral or not: accuracy", "AUC"]
+    columns = ["latents", "pixel RMS", "spiral or not: accuracy", "AUC", "from eight sides: accuracy", "its AUC"]
     finish("Real SDSS cut-outs", columns, rows, args.out / "image_vae_real.json", extra)
 
 
