@@ -37,7 +37,7 @@ def types_of(log_ssfr, log_mass=10.5, seed=0):
 
 
 def test_sizes_are_those_of_the_literature():
-    """Shen+03, figures 11 and 12, by eye: late types of 10^10 Msun 2.7 kpc, early ones of 10^11 Msun 4.2 kpc."""
+    """The fits of Shen+03: late types of 10^10 Msun 2.7 kpc, early ones of 10^11 Msun 4.2 kpc."""
     assert late_radius(10.0) == pytest.approx(2.66, abs=0.05)
     assert early_radius(11.0) == pytest.approx(4.16, abs=0.05)
     mass = np.linspace(8.0, 12.0, 50)

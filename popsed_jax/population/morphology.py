@@ -15,7 +15,7 @@ from popsed_jax.observe.images import Shape
 
 _ARCSEC = 180.0 / np.pi * 3600.0
 # Sizes of dwarfs without gas do not follow the steep relation of early types down: they are not smaller than this part of a late
-# type's (Lange+15, arXiv:1411.6355, fig. 10).
+# type's (as in Lange+15, arXiv:1411.6355; the number is a simplification).
 _EARLY_LEAST = 0.5
 
 
@@ -28,7 +28,7 @@ class MorphologyConfig:
             the two, the bulge's mean share of the light is linear in log10 sSFR, on the logit's scale.
         bulge_quiescent, bulge_star_forming: logit of the bulge's share of the light in the reference band: mean at 10^10.5 Msun,
             and scatter. Of quiescent galaxies 95 % have shares between 0.55 and 0.9. (types and bulges: e.g. Bluck+14,
-            arXiv:1404.2276; the numbers are a simplification)
+            arXiv:1403.5269; the numbers are a simplification)
         bulge_mass_slope: of the star-forming mean per dex of mass.
         size_scatter: of both components' radii, one number a galaxy [ln].
         thickness: minor over major axis of a disc seen edge-on (Unterborn & Ryden 2008, arXiv:0801.2400: 0.2).
