@@ -127,15 +127,17 @@ def train_vae(
             mocks = build_mocks(key_mocks, forward, catalog.bands, settings.reference, training.mocks)
             save_tree(folder / "checkpoint" / _MOCKS, mocks.arrays(), {"settings": known})
         learned = mocks.subset(slice(0, num_trained(mocks)))
+        history: History = {}
         if stage in STAGED[1:] or (stage == STAGED[0] and (folder / DESCRIPTION).is_file()):
-            vae = _earlier(folder, training.model)
+            vae, history = _earlier(folder, training.model)
             if stage == "parameters":
                 vae = with_new_head(key_start, vae, learned, training.model)
         else:
             vae = init_vae(key_start, learned, forward.space, training.model)
         write_atomically(folder / "config.toml", dump_toml(to_mapping(settings)).encode())
         started = time.perf_counter()
-        session = _Session(folder / "checkpoint" / _STATE, whole, progress)
+        others = {name: chunks for name, chunks in history.items() if name not in names}
+        session = _Session(folder / "checkpoint" / _STATE, whole, progress, others)
         parts, finished = session.run(key_train, each, VAEData(vae.with_parts({}), learned), vae.parts, resume)
         vae = vae.with_parts(parts)
         meta = {
@@ -159,10 +161,11 @@ class _Session:
     Args:
         path: of the checkpoint.
         settings: by which it is known.
+        history: of stages before.
     """
 
-    def __init__(self, path: Path, settings: str, progress: Progress) -> None:
-        self.history: History = {}
+    def __init__(self, path: Path, settings: str, progress: Progress, history: History) -> None:
+        self.history = dict(history)
         self.seconds = 0.0
         self._path, self._settings, self._progress = path, settings, progress
 
@@ -215,16 +218,16 @@ class _Session:
         return number, state
 
 
-def _earlier(folder: Path, model: VAEConfig) -> MultiModalVAE:
-    """The folder's model, to go on from, with its head. Raises StorageError, or ValueError where its sizes are others."""
-    vae = load_vae(folder)[0]
+def _earlier(folder: Path, model: VAEConfig) -> tuple[MultiModalVAE, History]:
+    """The folder's model, to go on from, with its head, and its training. Raises StorageError, or ValueError for other sizes."""
+    vae, _, meta = load_vae(folder)
     if any(getattr(vae.config, name) != getattr(model, name) for name in ("latent", "hidden", "rank")):
         raise ValueError(
             f"{folder} holds a model with a latent of {vae.config.latent}, not {model.latent}, or of other widths: give its "
             "sizes, or train all stages"
         )
     config = dataclasses.replace(model, head=vae.config.head, condition=vae.config.condition)
-    return dataclasses.replace(vae, config=config)
+    return dataclasses.replace(vae, config=config), meta["history"]
 
 
 def _load_mocks(folder: Path, known: str, forward: ForwardModel, catalog: Catalog, config: MocksConfig) -> Mocks | None:

@@ -107,7 +107,10 @@ def test_one_stage_alone(whole, settings, tmp_path):
     folder = with_mocks_of(whole, tmp_path / "b")
     for item in ("vae.json", "weights.safetensors"):
         (folder / item).write_bytes((whole[0] / item).read_bytes())
-    parts = train_vae(settings, folder, TRAINING, stage="parameters", show_progress=False).vae.parts
+    again = train_vae(settings, folder, TRAINING, stage="parameters", show_progress=False)
+    assert {name: len(chunks) for name, chunks in again.history.items()} == dict.fromkeys(whole[1].history, 2)
+    assert again.history["spectrum"] == whole[1].history["spectrum"]
+    parts = again.vae.parts
     before = whole[1].vae.parts
     assert [name for name in parts if not same(parts[name], before[name])] == ["head"]
     wider = dataclasses.replace(TRAINING, model=dataclasses.replace(MODEL, latent=5))

@@ -41,7 +41,7 @@ from popsed_jax.posteriors.survey import Photometry
 Condition = Literal["latents", "moments"]
 PARTS = ("spectrum_encoder", "spectrum_decoder", "photometry_encoder", "head")
 _NUM_SCALE = 8192  # mocks by which features are scaled
-_SAMPLES, _MANY = 8192, 1024  # at once
+_SAMPLES, _MANY = 2000, 1024  # at once: samples stay in a processor's cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +177,7 @@ class MultiModalVAE:
     ) -> Float[np.ndarray, "galaxy sample"]:
         """Log of the posterior density of parameters, over so many latents."""
         pieces = (np.arange(len(theta)), theta, photometry)
-        return map_batches(_density(num_latents), (key, self), pieces, max(1, _SAMPLES // (8 * num_latents)))
+        return map_batches(_density(num_latents), (key, self), pieces, max(1, _SAMPLES // (2 * num_latents)))
 
     def sample(self, key: Array, photometry: Photometry, num: int) -> Drawn:
         """At least so many samples of each galaxy's parameters."""
