@@ -47,11 +47,6 @@ ConfigOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 
-app.command("train-npe")(train_npe_command)
-app.command("posterior")(posterior_command)
-app.command("train-vae")(train_vae_command)
-app.command("encode")(encode_command)
-
 
 @app.command("fit")
 def fit_command(
@@ -157,6 +152,12 @@ def sample_command(
     """Draw galaxies from a learned population, with names and units."""
     write_table(sample_run(run, num, seed, galaxies), out_file)
     out.print(f"{num} galaxies: {out_file}", soft_wrap=True, highlight=False, markup=False)
+
+
+app.command("train-npe")(train_npe_command)
+app.command("posterior")(posterior_command)
+app.command("train-vae")(train_vae_command)
+app.command("encode")(encode_command)
 
 
 @app.command("train-emulator")
