@@ -6,6 +6,7 @@ import dataclasses
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -24,6 +25,7 @@ from popsed_jax.distributed import LostProcessError, join, named_losses
 from popsed_jax.emulator_report import build_emulator_report
 from popsed_jax.population.mock import simulate_mock
 from popsed_jax.population.summaries import named_galaxies
+from popsed_jax.population.zero_points import ZeroPointConfig
 from popsed_jax.priors import load_prior
 from popsed_jax.priors.check import check_prior
 from popsed_jax.progress import Progress
@@ -106,7 +108,10 @@ def zero_points_command(
         if survey.spectroscopy.fraction == 0.0 and len(settings.all_surveys) > 1:
             continue
         catalog = _read(survey.catalog, base)
-        settings, found = measure_zero_points(catalog, settings, number)
+        with Progress(show=True) as progress:
+            progress.say(f"{catalog.name}: fitting galaxies at their redshifts")
+            progress.start("zero points", ZeroPointConfig.num_rounds)
+            settings, found = measure_zero_points(catalog, settings, number, _rounds(progress))
         for band, *values in zip(catalog.bands, found.offset, found.error, found.scatter, strict=True):
             table.add_row(catalog.name, band, *(f"{value:.3f}" for value in values))
     out.print(table)
@@ -234,6 +239,11 @@ def _settings(config: Path | None) -> tuple[RunConfig, Path]:
     if config is None:
         return default_config(), Path.cwd()
     return load_config(config), config.resolve().parent
+
+
+def _rounds(progress: Progress) -> Callable[[int, float], None]:
+    """What moves the bar of measuring zero points."""
+    return lambda done, step: progress.advance(done, f"largest step {step:.3f} mag", "round")
 
 
 def _read(catalog: CatalogConfig, base: Path) -> Catalog:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -106,11 +106,14 @@ def calibration_of(catalog: Catalog, survey: SurveyConfig) -> CalibrationModel:
     return build_calibration(survey.calibration, catalog.bands, catalog.filters, best)
 
 
-def measure_zero_points(catalog: Catalog, config: RunConfig, number: int = 0) -> tuple[RunConfig, ZeroPoints]:
+def measure_zero_points(
+    catalog: Catalog, config: RunConfig, number: int = 0, callback: Callable[[int, float], None] | None = None
+) -> tuple[RunConfig, ZeroPoints]:
     """Zero points from the galaxies whose redshifts the fit may see, as the prior of a fit.
 
     Args:
         number: which of the settings' surveys the catalogue is.
+        callback: see `fit_zero_points`.
 
     Returns:
         The settings with `calibration.offset_means` and `offset_sigmas`, and what was measured.
@@ -132,6 +135,7 @@ def measure_zero_points(catalog: Catalog, config: RunConfig, number: int = 0) ->
         catalog.flux_error[used],
         catalog.redshift[used],
         ZeroPointConfig(seed=config.fit.seed),
+        callback,
     )
     sigma = np.where(np.asarray(model.offset_sigma) > 0.0, np.hypot(found.error, _TEMPLATES), 0.0)
     bands = catalog.bands

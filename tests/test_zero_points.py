@@ -64,7 +64,9 @@ def test_zero_points_are_found(forward, survey):
 def test_they_start_from_what_is_known(forward, survey):
     known = calibration(offset_means={"g": 0.12, "i": -0.08, "H": 0.1})
     quick = dataclasses.replace(QUICK, num_rounds=1)
-    found = fit_zero_points(forward, known, *survey, quick)
+    told = []
+    found = fit_zero_points(forward, known, *survey, quick, lambda *what: told.append(what))
+    assert told == [(1, found.last_step)]
     np.testing.assert_allclose(found.offset, WRONG, atol=0.02)
 
 
@@ -108,7 +110,7 @@ def test_settings_start_from_what_was_measured(monkeypatch):
     """The command's work, but for the fits: which galaxies, and where the numbers go."""
     seen = {}
 
-    def measured(forward, model, flux, error, redshift, settings):
+    def measured(forward, model, flux, error, redshift, settings, callback):
         seen["num"], seen["bands"] = len(redshift), flux.shape[1]
         found = np.array([0.04, -0.01, 0.0, 0.01, 0.02])
         return ZeroPoints(found, np.where(found == 0.0, 0.0, 0.004), np.full(5, 0.03), len(redshift), 1e-3)

@@ -91,6 +91,7 @@ def fit_zero_points(
     error: Float[np.ndarray, "galaxy band"],
     redshift: Float[np.ndarray, " galaxy"],
     config: ZeroPointConfig = ZeroPointConfig(),
+    callback: Callable[[int, float], None] | None = None,
 ) -> ZeroPoints:
     """Zero points that galaxies of known redshift ask for.
 
@@ -101,6 +102,7 @@ def fit_zero_points(
         model: says which band is pinned.
         flux, error: [maggies]; NaN where a galaxy lacks the band.
         redshift: NaN where it is not known.
+        callback: is told the rounds done and the largest step [mag] after each.
 
     Raises:
         ValueError: fewer than 40 galaxies with a redshift inside the bounds and two thirds of the bands.
@@ -127,6 +129,8 @@ def fit_zero_points(
         # What all bands share is mass. Fits follow the offsets they are given, so that a round finds a part of what is missing.
         step = center - center[:, pinned : pinned + 1]
         offset = offset + _FASTER * step
+        if callback is not None:
+            callback(number + 1, float(np.abs(step.mean(axis=0)).max()))
     off = np.where(there, residual - center[part], np.nan)
     return ZeroPoints(
         offset.mean(axis=0),
