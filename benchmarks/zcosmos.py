@@ -80,7 +80,6 @@ def settings(
     seed: int = 0,
     epochs: int = 24,
     tie_break: float = 0.02,
-    weight: float | None = None,
 ) -> pj.RunConfig:
     config = pj.default_config()
     return dataclasses.replace(
@@ -90,7 +89,7 @@ def settings(
         noise=NoiseConfig(floor=0.03),
         # The absolute photometry is good to 6 % (Capak+07); totals from one difference of magnitudes add to it.
         calibration=pj.CalibrationConfig(offset_sigma=0.05, template_sigma=0.05, floor_sigma=0.2, pinned="i"),
-        spectroscopy=SpectroscopyConfig(fraction, weight),
+        spectroscopy=SpectroscopyConfig(fraction),
         # Templates that are not these galaxies' leave the distance above its target all the time: the KL, which is there to
         # choose among states that match, must not outweigh a better match.
         fit=dataclasses.replace(config.fit, seed=seed, flat_control=False, num_epochs=epochs, kl_tie_break=tie_break),
@@ -105,11 +104,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--tie-break", type=float, default=0.02, help="see settings(); the default of fits is 0.05")
-    parser.add_argument("--weight", type=float, help="of the redshifts' distance; see SpectroscopyConfig")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     catalog, selection = read(args.data)
-    config = settings(catalog, selection, args.fraction, args.seed, args.epochs, args.tie_break, args.weight)
+    config = settings(catalog, selection, args.fraction, args.seed, args.epochs, args.tie_break)
     if args.fraction:
         # Redshifts tell zero points from populations, which photometry alone does not.
         config, found = measure_zero_points(catalog, config)

@@ -13,13 +13,9 @@ from matplotlib.patches import Rectangle
 
 from popsed_jax.diagnostics.anomaly_curve import AnomalyCurve
 from popsed_jax.plots_base import (
-    DASHED,
     DATA_EDGE,
     DATA_FILL,
-    DOTTED,
-    FLAT,
-    MODEL,
-    REFERENCE,
+    STYLES,
     WIDTH,
     NothingToPlotError,
     panels,
@@ -30,15 +26,7 @@ from popsed_jax.plots_base import (
 
 __all__ = ["plot_anomaly_curves", "plot_latents"]
 
-# Of curves and classes to be told apart: (colour, line style, marker).
-_STYLES = (
-    (MODEL, "-", "o"),
-    (REFERENCE, DASHED, "D"),
-    (FLAT, DOTTED, "^"),
-    ("#CC79A7", "-", "s"),
-    ("black", DASHED, "v"),
-    ("#E69F00", DOTTED, "P"),
-)
+_MARKERS = ("o", "D", "^", "s", "v", "P")  # of classes, with the colours of `STYLES`
 _ORDINARY = "#a6a6a6"
 _MOST_PANELS = 3
 
@@ -83,7 +71,7 @@ def plot_anomaly_curves(
 
 def _draw_curve(ax: Axes, curve: AnomalyCurve, number: int, label: str) -> None:
     """The curve's line over its band."""
-    color, style, _ = _STYLES[number % len(_STYLES)]
+    color, style = STYLES[number % len(STYLES)]
     # Few levels make a band: its edges are smoother than the curve.
     levels = np.unique(np.linspace(0.0, 1.0, 101)[1:].round(2))
     points = [curve.at_completeness(float(level)) for level in levels]
@@ -160,7 +148,7 @@ def _draw_classes(ax: Axes, x: np.ndarray, y: np.ndarray, labels: np.ndarray, cl
         # Of thousands of points, one is too small for a legend.
         ax.plot([], [], "o", color=_ORDINARY, markersize=4, label=_counted(classes[0], ordinary))
     for i, label in enumerate(label for label in np.unique(labels) if label != 0):
-        color, _, marker = _STYLES[i % len(_STYLES)]
+        color, marker = STYLES[i % len(STYLES)][0], _MARKERS[i % len(_MARKERS)]
         chosen = labels == label
         words = _counted(classes.get(int(label), f"class {label}"), chosen)
         size = float(np.clip(3000.0 / np.sum(chosen), 5.0, 16.0))

@@ -24,6 +24,15 @@ __all__ = ["NothingToPlotError", "ReportError", "RunTables", "load_run_tables"]
 DATA_FILL, DATA_EDGE = "#d9d9d9", "#7f7f7f"
 MODEL, REFERENCE, FLAT = "#0072B2", "#D55E00", "#009E73"
 DASHED, DOTTED = (0, (5, 2)), (0, (1, 1.2))
+# Of any curves to be told apart.
+STYLES: tuple[tuple[str, Any], ...] = (
+    (MODEL, "-"),
+    (REFERENCE, DASHED),
+    (FLAT, DOTTED),
+    ("#CC79A7", "-"),
+    ("black", DASHED),
+    ("#E69F00", DOTTED),
+)
 WIDTH = 9.6  # of every figure [inch]
 FEWEST = 30  # draws below which a member has no density of its own
 SSFR_FLOOR = -13.0  # log10 of the floor that the galaxy model puts under the specific star-formation rate [1/yr]

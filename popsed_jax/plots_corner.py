@@ -14,11 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from popsed_jax.parameters import ParameterSpace
-from popsed_jax.plots_base import DASHED, DOTTED, FLAT, MODEL, REFERENCE, WIDTH, NothingToPlotError, span
+from popsed_jax.plots_base import STYLES, WIDTH, NothingToPlotError, span
 
 __all__ = ["draw_corner", "plot_galaxy"]
 
-_STYLES: tuple[tuple[str, Any], ...] = ((MODEL, "solid"), (REFERENCE, DASHED), (FLAT, DOTTED), ("#CC79A7", "solid"))
 _FEWEST = 50  # effective samples below which contours are noise
 
 
@@ -79,7 +78,7 @@ def plot_galaxy(
     ]
     figure = Figure(figsize=(0.8 * WIDTH, 0.8 * WIDTH))
     labels = [space[name].label for name in names]
-    styles = dict(zip(shown, (_STYLES[i % len(_STYLES)] for i in range(len(shown))), strict=True))
+    styles = dict(zip(shown, (STYLES[i % len(STYLES)] for i in range(len(shown))), strict=True))
     for name, (cloud, weights) in shown.items():
         draw_corner(figure, cloud, limits, labels, *styles[name], 1.3, weights)
     grid = np.array(figure.axes[: len(names) ** 2]).reshape(len(names), len(names))

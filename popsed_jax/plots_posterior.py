@@ -21,9 +21,9 @@ from popsed_jax.plots_base import (
     DATA_EDGE,
     DATA_FILL,
     DOTTED,
-    FLAT,
     MODEL,
     REFERENCE,
+    STYLES,
     WIDTH,
     NothingToPlotError,
     bin_edges,
@@ -36,8 +36,6 @@ from popsed_jax.plots_base import (
 __all__ = ["plot_ranks", "plot_redshifts", "plot_screening", "plot_stack", "plot_tarp"]
 
 Curve = TypeVar("Curve")
-# Of curves to be told apart: (colour, line style).
-_STYLES = ((MODEL, "-"), (REFERENCE, DASHED), (FLAT, DOTTED), ("#CC79A7", "-"), ("black", DASHED))
 _WHITE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
 
 
@@ -240,4 +238,4 @@ def plot_stack(
 
 def _styled(curves: Mapping[str, Curve]) -> list[tuple[tuple[str, Curve], tuple[str, Any]]]:
     """Names and curves, each with a colour and a line style."""
-    return [(item, _STYLES[i % len(_STYLES)]) for i, item in enumerate(curves.items())]
+    return [(item, STYLES[i % len(STYLES)]) for i, item in enumerate(curves.items())]

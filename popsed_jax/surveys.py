@@ -90,7 +90,7 @@ def prepare_problem(key: Array, catalogs: Sequence[Catalog], config: RunConfig) 
             forward,
             calibration_of(catalog, survey),
             config.fit,
-            survey.spectroscopy,
+            survey.spectroscopy.success,
         )
         surveys.append(prepared)
         galaxies.append(learned)

@@ -16,6 +16,7 @@ from popsed_jax.plots_vae import plot_losses
 from popsed_jax.population.storage import write_atomically
 from popsed_jax.posteriors.columns import photometry_of
 from popsed_jax.posteriors.estimator import Rows
+from popsed_jax.posteriors.photoz import summarise_pz
 from popsed_jax.posteriors.vae import MultiModalVAE
 from popsed_jax.posteriors.vae_storage import load_vae
 
@@ -63,6 +64,4 @@ def redshifts_of(vae: MultiModalVAE, rows: Rows) -> tuple[np.ndarray, np.ndarray
     bounds = vae.space["redshift"]
     grid = np.linspace(bounds.low, bounds.high, _NUM_GRID)
     density = np.asarray(vae.redshift_density(jax.random.key(0), photometry_of(rows), grid), float)
-    cumulative = np.cumsum(density, axis=1)
-    middle = np.argmax(cumulative >= 0.5 * cumulative[:, -1:], axis=1)
-    return grid[middle], grid, density
+    return summarise_pz(grid, density)["redshift_q50"], grid, density

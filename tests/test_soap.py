@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from popsed_jax._soap import scale_by_soap
+from popsed_jax._soap import matrices_by_soap, scale_by_soap
 
 SHAPE = (6, 4)
 
@@ -105,3 +105,10 @@ def test_leading_axes_count_matrices() -> None:
     for i in range(3):
         for one, many in zip(_steps(gradients[:, i])[0], together, strict=True):
             np.testing.assert_allclose(many[i], one, rtol=1e-4, atol=1e-5)
+
+
+def test_huge_matrices_are_left_to_adam():
+    """Their bases would cost the cube of their size."""
+    weights = {"dense": {"kernel": jnp.zeros((2048, 4)), "bias": jnp.zeros(4)}, "small": {"kernel": jnp.zeros((8, 4))}}
+    state = matrices_by_soap().init(weights)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 3 * (2048 * 4 + 4) + 500

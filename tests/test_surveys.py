@@ -71,7 +71,6 @@ def test_one_problem_of_two_surveys(prepared) -> None:
     assert galaxies[0].spectra[1].shape == (200,)
     assert galaxies[1].spectra is None
     assert first.spectroscopy.redshift.shape == (config.fit.max_validation,)
-    assert float(first.spectroscopy.weight) == pytest.approx(np.sqrt(0.5))
     assert second.spectroscopy is None
     assert used[0].sum() == 200
     assert not used[1].any()
@@ -180,8 +179,6 @@ def test_redshifts_are_chosen_by_fraction_and_seed() -> None:
         choose_spectra(dataclasses.replace(catalog, redshift=None), survey, 1)
     with pytest.raises(ValueError, match=r"fraction = 1\.5 must be between 0 and 1"):
         SpectroscopyConfig(1.5)
-    with pytest.raises(ValueError, match=r"weight = -1\.0 must not be negative"):
-        SpectroscopyConfig(0.5, weight=-1.0)
 
 
 def test_wrong_numbers_of_surveys_and_redshifts_are_named() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+from tiny_posterior import BANDS, NETWORK
 
-from popsed_jax.flows.conditional import ConditionalConfig
 from popsed_jax.observe.filters import load_filter
 from popsed_jax.observe.forward import ForwardModel
 from popsed_jax.posteriors.heads import HeadConfig
@@ -14,7 +14,6 @@ from popsed_jax.posteriors.pixels import build_grid
 from popsed_jax.posteriors.vae import VAEConfig
 from popsed_jax.posteriors.vae_losses import StagesConfig
 
-BANDS = ("u", "g", "r", "i", "z")
 MOCKS = MocksConfig(num_galaxies=128, num_hyper=1, num_pixels=64)
 HEAD = HeadConfig(
     kind="mixture",  # which compiles fastest
@@ -22,16 +21,7 @@ HEAD = HeadConfig(
     num_blocks=1,
     num_components=3,
     num_bins=8,
-    flow=ConditionalConfig(
-        embedding=8,
-        embedding_hidden=16,
-        embedding_blocks=1,
-        num_layers=2,
-        hidden=16,
-        num_blocks=1,
-        num_bins=4,
-        first_bins=6,
-    ),
+    flow=NETWORK,
 )
 MODEL = VAEConfig(
     condition="latents",

@@ -237,7 +237,7 @@ def fit_latent_flow(
     held, known = np.split(train[order], [max(len(train) // 10, 2)])
     scaling = fit_scaling(known)
     rows, other = jnp.asarray(scaling(known)), jnp.asarray(scaling(held))
-    start = init_flow(key_init, train.shape[1], config or FlowConfig(num_layers=4, hidden=32), *whiten(rows))
+    start = init_flow(key_init, train.shape[1], config, *whiten(rows))
     # The last check only looks: nobody sees the steps after it.
     shape = (-(-num_steps // _STEPS_PER_CHECK) + 1, _STEPS_PER_CHECK, batch_size)
     flow, reached = _fit(start, rows, other, jax.random.randint(key_batch, shape, 0, len(known)), peak)

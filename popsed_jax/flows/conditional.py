@@ -22,6 +22,7 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
 from popsed_jax._random import normal
+from popsed_jax.flows.networks import residual
 from popsed_jax.flows.rational_quadratic import RationalQuadratic, num_parameters
 from popsed_jax.flows.spline import layer_orders, num_kept
 
@@ -74,9 +75,7 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self, features: Float[Array, "galaxy feature"]) -> Float[Array, "galaxy embedding"]:
         """One row a galaxy."""
-        x = nn.Dense(self.config.embedding_hidden)(features)
-        for _ in range(self.config.embedding_blocks):
-            x = x + nn.Dense(self.config.embedding_hidden)(nn.gelu(nn.LayerNorm()(x)))
+        x = residual(features, self.config.embedding_hidden, self.config.embedding_blocks)
         return nn.Dense(self.config.embedding)(nn.gelu(x))
 
 

@@ -208,7 +208,7 @@ def member_loss(
             pair = _redshifts_compared(survey, recorded, model.redshift, *spectra)
             known = _spectroscopic(recorded, weights)
             known_cost = distance(jax.random.fold_in(key_cost, 1000 + i), *pair, known) / survey.spectroscopy.floor**2
-            cost += survey.spectroscopy.weight * known_cost
+            cost += jnp.sqrt(survey.spectroscopy.share) * known_cost
     kl = relative_entropy(model.u[: settings.num_kl], flow, trained.shift * member.shift_scale, member.reference)
     weight = member.controlled * jnp.exp(log_lambda)
     # As in a Dirichlet-process prior: the reference counts as so many galaxies, the prior of calibration and shifts as one.

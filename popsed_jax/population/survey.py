@@ -38,21 +38,16 @@ class SpectroscopyConfig:
     Args:
         fraction: of the galaxies with a spectroscopic redshift that the fit may use, drawn at random; 0: photometry alone. The
             others remain for the report.
-        weight: of the distance of photometry and redshifts together against that of all photometry; by default the square root
-            of the share of galaxies that it compares.
         success: the chance that a galaxy of the catalogue has a redshift, as cuts on its photometry; none: the same for all.
     """
 
     fraction: float = 0.0
-    weight: float | None = None
     success: SelectionConfig = dataclasses.field(default_factory=SelectionConfig)
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
         if not 0.0 <= self.fraction <= 1.0:
             raise ValueError(f"spectroscopy: fraction = {self.fraction} must be between 0 and 1")
-        if self.weight is not None and not (np.isfinite(self.weight) and self.weight >= 0.0):
-            raise ValueError(f"spectroscopy: weight = {self.weight} must not be negative")
 
 
 class Observations(NamedTuple):
@@ -80,7 +75,7 @@ class Spectroscopy:
             close to a surface, and what they say beyond photometry is how close; a distance that takes the redshift for one more
             axis among twenty hardly sees it.
         floor: the noise floor of photometry and redshift together, for these against as many draws as the validation's.
-        weight: of their distance against that of all photometry.
+        share: of the catalogue's galaxies; by its square root their distance counts against that of all.
         success: the chance that a galaxy of the catalogue has a redshift, as cuts on its photometry.
     """
 
@@ -91,7 +86,7 @@ class Spectroscopy:
     coefficients: Float[Array, " term"]
     tightness: Float[Array, ""]
     floor: Float[Array, ""]
-    weight: Float[Array, ""]
+    share: Float[Array, ""]
     success: SelectionConfig = flax.struct.field(pytree_node=False)
 
 
@@ -225,12 +220,12 @@ def prepare_survey(
     forward: ForwardModel,
     calibration: CalibrationModel,
     config: FitConfig,
-    settings: SpectroscopyConfig,
+    success: SelectionConfig,
 ) -> tuple[Survey, SurveyGalaxies, Floor]:
     """Split the catalogue, build the comparison space and measure the noise floors.
 
     Args:
-        settings: of what redshifts the data have.
+        success: see `Spectroscopy`.
 
     Returns:
         The survey, the galaxies to learn from, the noise floor of its photometry.
@@ -274,8 +269,8 @@ def prepare_survey(
         coefficients=jnp.asarray(coefficients),
         tightness=jnp.asarray(1.0 / residual),
         floor=jnp.ones(()),
-        weight=jnp.asarray(np.sqrt(len(known) / len(mags)) if settings.weight is None else settings.weight),
-        success=settings.success,
+        share=jnp.asarray(len(known) / len(mags)),
+        success=success,
     )
     survey = dataclasses.replace(survey, spectroscopy=spectroscopy)
     num = len(compared)

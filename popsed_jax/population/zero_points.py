@@ -25,11 +25,10 @@ from popsed_jax.population.batching import map_batches
 FEWEST = 40  # galaxies from which a mean residual is worth having
 _HELD = ("redshift", "log_mass")  # given, and found in closed form
 _PRIOR_WIDTH = 3.0  # of the other unconstrained parameters, against 1 of the flat prior: nearly free within the bounds
-_TOGETHER = 2048  # fits in one piece
+_TOGETHER = 1200  # fits in one piece: the default sample is two, one for each of two cores
 _NUM_PARTS = 4
 _FASTER = 1.5  # than what a round finds: the fits take back about a third of any move
 _MAG = 2.5 / np.log(10.0)
-_NUM_BOOTSTRAP = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +108,8 @@ def fit_zero_points(
     """
     there = np.isfinite(flux) & np.isfinite(error) & (flux > 3.0 * error)
     bounds = forward.space["redshift"]
-    inside = np.nan_to_num(redshift, nan=-1.0)
-    usable = (inside > bounds.low) & (inside < bounds.high) & (there.mean(axis=1) >= 2.0 / 3.0)
+    # False of an unknown redshift.
+    usable = (redshift > bounds.low) & (redshift < bounds.high) & (there.mean(axis=1) >= 2.0 / 3.0)
     if usable.sum() < FEWEST:
         raise ValueError(
             f"zero points: {usable.sum()} galaxies have a redshift and photometry to measure them from; {FEWEST} are needed"

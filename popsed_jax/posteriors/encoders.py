@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from popsed_jax._random import normal
+from popsed_jax.flows.networks import residual
 from popsed_jax.posteriors.mocks import SpectrumData
 
 # Standard deviations between e^-5 and e^2: a latent known better than that, against a prior of one, is a training gone astray.
@@ -79,10 +80,7 @@ class PhotometryEncoder(nn.Module):
         Args:
             features: of flux, error and mask.
         """
-        x = nn.Dense(self.hidden)(features)
-        for _ in range(self.num_blocks):
-            x = x + nn.Dense(self.hidden)(nn.gelu(nn.LayerNorm()(x)))
-        return MomentsLayer(self.latent)(nn.gelu(x))
+        return MomentsLayer(self.latent)(nn.gelu(residual(features, self.hidden, self.num_blocks)))
 
 
 class SpectrumEncoder(nn.Module):
@@ -109,9 +107,7 @@ class SpectrumEncoder(nn.Module):
             x = nn.gelu(nn.Dense(features)(_windows(x, stride)))
         level = (log_scale - level_mean) / level_std
         x = jnp.concatenate([x.reshape(len(x), -1), level[:, None]], axis=1)
-        x = nn.Dense(self.hidden)(x)
-        x = x + nn.Dense(self.hidden)(nn.gelu(nn.LayerNorm()(x)))
-        return MomentsLayer(self.latent)(nn.gelu(x))
+        return MomentsLayer(self.latent)(nn.gelu(residual(x, self.hidden, 1)))
 
 
 def _windows(x: Float[Array, "galaxy pixel channel"], stride: int) -> Float[Array, "galaxy window input"]:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from popsed_jax._random import normal
 from popsed_jax.flows.conditional import ConditionalConfig, ConditionalFlow, init_conditional
+from popsed_jax.flows.networks import residual
 
 HeadName = Literal["flow", "mixture", "binned"]
 _LOG_SCALE = 5.0  # widths between e^-5 and e^5 of the mocks' spread
@@ -121,9 +122,7 @@ class _Trunk(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch input"]) -> Float[Array, "*batch output"]:
-        x = nn.Dense(self.hidden)(x)
-        for _ in range(self.num_blocks):
-            x = x + nn.Dense(self.hidden)(nn.gelu(nn.LayerNorm()(x)))
+        x = residual(x, self.hidden, self.num_blocks)
         return nn.Dense(self.num_outputs, kernel_init=nn.initializers.normal(1e-2))(nn.gelu(x))
 
 

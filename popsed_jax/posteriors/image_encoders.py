@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from popsed_jax.flows.networks import residual
 from popsed_jax.posteriors.encoders import Moments, MomentsLayer
 
 
@@ -70,9 +71,7 @@ class ImageEncoder(nn.Module):
             # The first layer sees the pixels' values: a norm there would hide how bright the galaxy is.
             x = nn.gelu(x if i == 0 else nn.LayerNorm()(x))
         x = nn.gelu(nn.Dense(self.config.bottleneck)(x)).reshape(len(image), -1)
-        x = nn.Dense(self.config.hidden)(x)
-        x = x + nn.Dense(self.config.hidden)(nn.gelu(nn.LayerNorm()(x)))
-        return MomentsLayer(self.latent)(nn.gelu(x))
+        return MomentsLayer(self.latent)(nn.gelu(residual(x, self.config.hidden, 1)))
 
 
 class ImageDecoder(nn.Module):

@@ -18,7 +18,7 @@ from popsed_jax.posteriors.vae import MultiModalVAE
 
 @dataclasses.dataclass
 class VAEEstimator:
-    """Posteriors by latent sampling, under the population of the mocks that the model learned from.
+    """Posteriors through the latent, under the population of the mocks that the model learned from.
 
     Args:
         bands: of the model.

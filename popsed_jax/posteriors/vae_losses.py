@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from popsed_jax.posteriors.decoders import Decoded
-from popsed_jax.posteriors.encoders import Moments
 from popsed_jax.posteriors.mocks import Mocks, SpectrumData
 from popsed_jax.posteriors.stages import Loss, Parts, Stage
 from popsed_jax.posteriors.survey import Photometry
@@ -131,18 +130,12 @@ def photometry_loss(parts: Parts, key: Array, data: VAEData) -> Terms:
     keys = jax.random.split(key, 5)
     vae, rows = data.vae.with_parts(parts), data.batch(keys[0], data.vae.config.batch_size)
     photometry = data.mocks.observe(keys[1], rows)
-    spectrum = data.mocks.observe_spectrum(keys[2], rows, clean=True)
-    return _photometry_terms(vae, data.mocks, (keys[3], keys[4]), photometry, vae.encode_spectrum(spectrum))
-
-
-def _photometry_terms(
-    vae: MultiModalVAE, mocks: Mocks, keys: tuple[Array, Array], photometry: Photometry, seen: Moments
-) -> Terms:
+    seen = vae.encode_spectrum(data.mocks.observe_spectrum(keys[2], rows, clean=True))
     moments = vae.encode_photometry(photometry)
-    fit = photometry_log_prob(vae, mocks, photometry, vae.decode(moments.sample(keys[0], 1)[:, 0]))
+    fit = photometry_log_prob(vae, data.mocks, photometry, vae.decode(moments.sample(keys[3], 1)[:, 0]))
     kl = moments.kl_to_prior()
     # Photometry follows spectra, and not the other way round, also where all parts move.
-    target = jax.lax.stop_gradient(seen.sample(keys[1], 1)[:, 0])
+    target = jax.lax.stop_gradient(seen.sample(keys[4], 1)[:, 0])
     match = -moments.log_prob(target)
     bands = jnp.maximum(photometry.there.sum(axis=-1), 1)
     terms = {"photometry_chi2": jnp.mean(-2.0 * fit / bands), "photometry_kl": jnp.mean(kl), "match": jnp.mean(match)}
