@@ -13,7 +13,8 @@ import numpy as np
 from popsed_jax.learned import NPE_FOLDER, load_survey, population_checksum
 from popsed_jax.population.checkpoint import checked_metadata, read_or_explain, settings_text
 from popsed_jax.population.storage import load_tree, save_tree
-from popsed_jax.posteriors.npe import NPE, NPEConfig, TrainState, finish_npe, start_npe, train_chunk
+from popsed_jax.posteriors.npe import NPE, NPEConfig, network_loss, start_npe
+from popsed_jax.posteriors.stages import StageState, finish_stage, run_stage, start_stage
 from popsed_jax.posteriors.storage import save_npe
 from popsed_jax.posteriors.survey import LearnedSurvey
 from popsed_jax.progress import Progress
@@ -49,9 +50,8 @@ def train_run(
         npe, losses, seconds = _learn(
             survey, config, folder / "checkpoint" / _STATE, settings_text(identity), resume, progress
         )
-        num_chunks = -(-config.num_steps // config.steps_per_chunk)
         meta = {
-            "finished": len(losses) == num_chunks,
+            "finished": len(losses) == config.stage.num_chunks,
             "population": population,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "training": {**to_mapping(config), "chunks_done": len(losses), "seconds": seconds},
@@ -61,7 +61,7 @@ def train_run(
         }
         save_npe(folder, npe, bands, meta)
         progress.say(f"Trained in {seconds:.0f} s: {folder}")
-    return npe, len(losses) == num_chunks
+    return npe, len(losses) == config.stage.num_chunks
 
 
 def _learn(
@@ -70,29 +70,31 @@ def _learn(
     """All chunks that are left, or as many as there were before an interrupt."""
     key_start, key_train = jax.random.split(jax.random.key(config.seed))
     progress.say("Preparing what to learn from: learned galaxies, and flat ones as the survey keeps them")
-    simulator, npe, state = start_npe(key_start, survey, config)
-    num_chunks = -(-config.num_steps // config.steps_per_chunk)
-    losses, seconds = np.zeros(0), 0.0
+    simulator, npe = start_npe(key_start, survey, config)
+    stage = config.stage
+    latest, losses, seconds = start_stage(stage, npe.parts), np.zeros(0), 0.0
     if resume:
-        state, losses, seconds = _load(path, settings, state)
-        progress.say(f"Resuming after chunk {len(losses)} of {num_chunks}")
-    progress.start("training", num_chunks, done=len(losses))
+        latest, losses, seconds = _load(path, settings, latest)
+        progress.say(f"Resuming after chunk {len(losses)} of {stage.num_chunks}")
+    progress.start("training", stage.num_chunks, done=len(losses))
+    began = time.perf_counter()
+
+    def after_chunk(state: StageState, terms: dict[str, float]) -> None:
+        nonlocal latest, losses, seconds, began
+        latest, losses, seconds = state, np.append(losses, terms["loss"]), seconds + time.perf_counter() - began
+        metadata = {"settings": settings, "chunks": str(len(losses))}
+        save_tree(path, (state, losses, np.array(seconds)), metadata)
+        progress.advance(len(losses), f"loss {losses[-1]:.3f}")
+        began = time.perf_counter()
+
     try:
-        for chunk in range(len(losses), num_chunks):
-            started = time.perf_counter()
-            state, loss = train_chunk(key_train, simulator, npe, state, config)
-            if not np.isfinite(loss):
-                raise ValueError(f"the training broke down in chunk {chunk + 1} (not a number): lower learning_rate")
-            losses, seconds = np.append(losses, float(loss)), seconds + time.perf_counter() - started
-            metadata = {"settings": settings, "chunks": str(len(losses))}
-            save_tree(path, (state, losses, np.array(seconds)), metadata)
-            progress.advance(chunk + 1, f"loss {losses[-1]:.3f}")
+        run_stage(key_train, stage, network_loss, (simulator, npe), npe.parts, latest, after_chunk)
     except KeyboardInterrupt:
-        progress.say(f"Interrupted: keeping what was learned in {len(losses)} of {num_chunks} chunks")
-    return finish_npe(npe, state), losses, seconds
+        progress.say(f"Interrupted: keeping what was learned in {len(losses)} of {stage.num_chunks} chunks")
+    return npe.with_parts(finish_stage(stage, latest)), losses, seconds
 
 
-def _load(path: Path, settings: str, like: TrainState) -> tuple[TrainState, np.ndarray, float]:
+def _load(path: Path, settings: str, like: StageState) -> tuple[StageState, np.ndarray, float]:
     """State, losses and seconds of a checkpoint. Raises CheckpointError."""
     num = int(checked_metadata(path, settings)["chunks"])
     state, losses, seconds = read_or_explain(load_tree, path, (like, jnp.zeros(num), jnp.zeros(())))

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import cache, partial
-from typing import Any, NamedTuple
+from functools import cache
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int
 
-from popsed_jax._soap import matrices_by_soap
 from popsed_jax.flows.conditional import ConditionalConfig, ConditionalFlow, init_conditional
 from popsed_jax.parameters import ParameterSpace
 from popsed_jax.population.batching import map_batches
@@ -29,11 +26,13 @@ from popsed_jax.posteriors.features import Features, build_features
 from popsed_jax.posteriors.frame import from_frame, to_frame
 from popsed_jax.posteriors.novelty import Novelty, build_novelty
 from popsed_jax.posteriors.simulate import SimulationConfig, Simulator, build_simulator, simulate_many
+from popsed_jax.posteriors.stages import Parts, Stage, StageState, run_stage
 from popsed_jax.posteriors.survey import LearnedSurvey, Photometry
 
 _NUM_SCALE = 16384  # simulated galaxies by which features and u are scaled
 _SAMPLES = 2000  # at once: what stays in a processor's cache
 _MANY = 1024  # of which little is asked
+_PART = "flow"
 Label = int | Int[np.ndarray, " galaxy"]
 
 
@@ -65,6 +64,11 @@ class NPEConfig:
         if not self.learning_rate > 0.0:
             raise ValueError(f"training: learning_rate = {self.learning_rate} must be positive")
 
+    @property
+    def stage(self) -> Stage:
+        """The training."""
+        return Stage("network", (_PART,), self.num_steps, self.learning_rate, self.steps_per_chunk)
+
 
 @flax.struct.dataclass
 class NPE:
@@ -88,6 +92,15 @@ class NPE:
     def space(self) -> ParameterSpace:
         """The galaxies' parameters."""
         return self.proposal.space
+
+    @property
+    def parts(self) -> Parts:
+        """What training moves."""
+        return {_PART: self.flow.weights}
+
+    def with_parts(self, parts: Parts) -> NPE:
+        """The same network with other weights."""
+        return dataclasses.replace(self, flow=dataclasses.replace(self.flow, weights=parts[_PART]))
 
     @property
     def broad(self) -> int:
@@ -134,24 +147,8 @@ class NPE:
         return map_batches(_unlikeness, self, photometry, _MANY)
 
 
-class TrainState(NamedTuple):
-    """What training moves.
-
-    Attributes:
-        weights: of the networks.
-        average: their running average, which is kept in the end: a single step carries the noise of its batch.
-        opt_state: the optimiser's moments.
-        step: how many steps were made.
-    """
-
-    weights: Any
-    average: Any
-    opt_state: Any
-    step: Array
-
-
-def start_npe(key: Array, survey: LearnedSurvey, config: NPEConfig) -> tuple[Simulator, NPE, TrainState]:
-    """What to learn from, the untrained network and its state."""
+def start_npe(key: Array, survey: LearnedSurvey, config: NPEConfig) -> tuple[Simulator, NPE]:
+    """What to learn from, and the untrained network."""
     keys = jax.random.split(key, 4)
     simulator = build_simulator(keys[0], survey, config.simulation, config.batch_size)
     plain = dataclasses.replace(simulator, config=dataclasses.replace(config.simulation, missing=0.0, noisy=0.0))
@@ -166,41 +163,16 @@ def start_npe(key: Array, survey: LearnedSurvey, config: NPEConfig) -> tuple[Sim
         jnp.median(v, axis=0),
         0.5 * jnp.subtract(*jnp.percentile(v, jnp.array([84.0, 16.0]), axis=0)),
     )
-    npe = NPE(survey, flow, features, build_novelty(features, seen), simulator.proposal)
-    # A copy, because the chunk reuses its argument's memory: no array twice, none shared with the network.
-    weights, average = jax.tree.map(jnp.copy, flow.weights), jax.tree.map(jnp.copy, flow.weights)
-    state = TrainState(weights, average, _optimiser(config).init(weights), jnp.zeros((), jnp.int32))
-    return simulator, npe, state
+    return simulator, NPE(survey, flow, features, build_novelty(features, seen), simulator.proposal)
 
 
-@partial(jax.jit, static_argnames="config", donate_argnames="state")
-def train_chunk(
-    key: Array, simulator: Simulator, npe: NPE, state: TrainState, config: NPEConfig
-) -> tuple[TrainState, Float[Array, ""]]:
-    """`steps_per_chunk` steps on fresh galaxies, and the mean loss: minus log q of the truth [nat].
-
-    Args:
-        key: the same for all chunks; each step has its own by its number.
-    """
-    optimiser = _optimiser(config)
-
-    def step(state: TrainState, _: None) -> tuple[TrainState, Array]:
-        u, flux, seen = simulator.simulate(jax.random.fold_in(key, state.step))
-        inputs, v = npe.inputs(seen, simulator.labels), to_frame(npe.survey, u, seen, flux)[0]
-
-        def loss(weights: Any) -> Array:
-            return -jnp.mean(dataclasses.replace(npe.flow, weights=weights).log_prob(v[:, None], inputs))
-
-        value, grads = jax.value_and_grad(loss)(state.weights)
-        updates, opt_state = optimiser.update(grads, state.opt_state, state.weights)
-        weights = optax.apply_updates(state.weights, updates)
-        # A running mean at first, then over the last few hundred steps.
-        pace = jnp.maximum(1.0 / (state.step + 1.0), 1.0 / 200.0)
-        average = jax.tree.map(lambda old, new: old + pace * (new - old), state.average, weights)
-        return TrainState(weights, average, opt_state, state.step + 1), value
-
-    state, losses = jax.lax.scan(step, state, length=config.steps_per_chunk)
-    return state, jnp.mean(losses)
+def network_loss(parts: Parts, key: Array, data: tuple[Simulator, NPE]) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Minus log q of the truth of fresh galaxies [nat]."""
+    simulator, npe = data
+    u, flux, seen = simulator.simulate(key)
+    inputs, v = npe.inputs(seen, simulator.labels), to_frame(npe.survey, u, seen, flux)[0]
+    flow = dataclasses.replace(npe.flow, weights=parts[_PART])
+    return -jnp.mean(flow.log_prob(v[:, None], inputs)), {}
 
 
 def train_npe(
@@ -215,26 +187,14 @@ def train_npe(
         callback: is told the steps made and the loss after each chunk; may raise KeyboardInterrupt to stop.
     """
     key_start, key_train = jax.random.split(key)
-    simulator, npe, state = start_npe(key_start, survey, config)
-    for _ in range(-(-config.num_steps // config.steps_per_chunk)):
-        state, loss = train_chunk(key_train, simulator, npe, state, config)
+    simulator, npe = start_npe(key_start, survey, config)
+
+    def after_chunk(state: StageState, terms: dict[str, float]) -> None:
         if callback is not None:
-            callback(int(state.step), float(loss))
-    return finish_npe(npe, state)
+            callback(int(state.step), terms["loss"])
 
-
-def finish_npe(npe: NPE, state: TrainState) -> NPE:
-    """The network with its averaged weights."""
-    return dataclasses.replace(npe, flow=dataclasses.replace(npe.flow, weights=state.average))
-
-
-def _optimiser(config: NPEConfig) -> optax.GradientTransformation:
-    """SOAP for the matrices, which takes half of Adam's steps here, and Adam for the rest, at a one-cycle rate."""
-    rate = optax.cosine_onecycle_schedule(config.num_steps, config.learning_rate, pct_start=0.1)
-    return optax.chain(
-        optax.clip_by_global_norm(5.0),
-        matrices_by_soap(),
-        optax.scale_by_learning_rate(rate),
+    return npe.with_parts(
+        run_stage(key_train, config.stage, network_loss, (simulator, npe), npe.parts, None, after_chunk)
     )
 
 
