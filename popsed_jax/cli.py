@@ -99,11 +99,15 @@ def zero_points_command(
     out_file: Annotated[Path, typer.Option("--out", help="Settings to write (TOML), for `popsed-jax fit --config`.")],
     config: ConfigOption = None,
 ) -> None:
-    """Measure zero points from the galaxies whose redshifts the fit may see; write settings whose fit starts from them."""
+    """Measure zero points, and the templates' error if it is to be learned (calibration.template_sigma): settings for a fit.
+
+    From the galaxies whose redshifts the fit may see.
+    """
     settings, base = _settings(config)
     settings = anchored(settings, base)
     columns = ("survey", "band", "zero point [mag]", "error", "scatter of galaxies")
     table = RichTable(*columns, title="model + zero point = data")
+    templates = RichTable("survey", "rest-frame wavelength [Angstrom]", "error of the templates [mag]", "its error")
     for number, survey in enumerate(settings.all_surveys):
         if survey.spectroscopy.fraction == 0.0 and len(settings.all_surveys) > 1:
             continue
@@ -114,7 +118,12 @@ def zero_points_command(
             settings, found = measure_zero_points(catalog, settings, number, _rounds(progress))
         for band, *values in zip(catalog.bands, found.offset, found.error, found.scatter, strict=True):
             table.add_row(catalog.name, band, *(f"{value:.3f}" for value in values))
+        for wave, *values in zip(found.wave, found.template, found.template_error, strict=True):
+            if survey.calibration.template_sigma > 0.0:
+                templates.add_row(catalog.name, f"{wave:.0f}", *(f"{value:.3f}" for value in values))
     out.print(table)
+    if templates.row_count:
+        out.print(templates)
     out_file.write_text(dump_toml(to_mapping(settings)))
     out.print(f"Settings: {out_file}", soft_wrap=True, highlight=False, markup=False)
 

@@ -110,17 +110,17 @@ def plot_template_error(tables: RunTables) -> Figure:
     found = tables.metrics.get("calibration", {}).get("template_error")
     if not found:
         raise NothingToPlotError("the error of the templates was not learned: calibration.template_sigma is 0")
-    wave, mean, spread, prior = (
+    wave, mean, spread, width = (
         np.array([entry[name] for entry in found]) for name in ("wave", "mean", "spread", "prior_sigma")
     )
+    middle = np.array([entry.get("prior_mean", 0.0) for entry in found])  # runs of before had none
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     ax = figure.subplots()
     ax.fill_between(wave, mean - spread, mean + spread, color=MODEL, alpha=0.3, linewidth=0, label="members")
     ax.plot(wave, mean, color=MODEL, linewidth=1.6, marker="o", markersize=3.5, label="learned")
     for sign in (1.0, -1.0):
-        ax.plot(
-            wave, sign * prior, color=REFERENCE, linestyle=DASHED, linewidth=1.0, label="prior" if sign > 0 else None
-        )
+        edge, label = middle + sign * width, "prior" if sign > 0 else None
+        ax.plot(wave, edge, color=REFERENCE, linestyle=DASHED, linewidth=1.0, label=label)
     ax.axhline(0.0, color=DATA_EDGE, linewidth=0.8)
     ax.set(xscale="log", xlabel="rest-frame wavelength [Angstrom]", ylabel="model + it = data [mag]")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

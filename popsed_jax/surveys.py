@@ -22,8 +22,10 @@ from popsed_jax.population.objective import Problem
 from popsed_jax.population.survey import Floor, Observations, prepare_survey
 from popsed_jax.population.zero_points import ZeroPointConfig, ZeroPoints, fit_zero_points
 
-# What the templates themselves have wrong, band by band, is left in zero points measured with them [mag].
+# What the templates themselves have wrong, band by band, is left in zero points measured with them [mag]; what a smooth function
+# of wavelength cannot say is left in those measured with such a function.
 _TEMPLATES = 0.03
+_TEMPLATES_MEASURED = 0.015
 
 
 class Prepared(NamedTuple):
@@ -109,14 +111,15 @@ def calibration_of(catalog: Catalog, survey: SurveyConfig) -> CalibrationModel:
 def measure_zero_points(
     catalog: Catalog, config: RunConfig, number: int = 0, callback: Callable[[int, float], None] | None = None
 ) -> tuple[RunConfig, ZeroPoints]:
-    """Zero points from the galaxies whose redshifts the fit may see, as the prior of a fit.
+    """Zero points, and template errors if they are to be learned, from the galaxies whose redshifts the fit may see.
 
     Args:
         number: which of the settings' surveys the catalogue is.
         callback: see `fit_zero_points`.
 
     Returns:
-        The settings with `calibration.offset_means` and `offset_sigmas`, and what was measured.
+        The settings with `calibration.offset_means`, `offset_sigmas` and, unless `template_sigma` is 0, `template_means` and
+        `template_sigma`, and what was measured.
 
     Raises:
         ValueError: the settings let the fit see no redshifts, or too few galaxies have one.
@@ -137,10 +140,19 @@ def measure_zero_points(
         ZeroPointConfig(seed=config.fit.seed),
         callback,
     )
-    sigma = np.where(np.asarray(model.offset_sigma) > 0.0, np.hypot(found.error, _TEMPLATES), 0.0)
-    bands = catalog.bands
+    measured = survey.calibration.template_sigma > 0.0
+    left = _TEMPLATES_MEASURED if measured else _TEMPLATES
+    sigma = np.where(np.asarray(model.offset_sigma) > 0.0, np.hypot(found.error, left), 0.0)
+    bands, calibration = catalog.bands, survey.calibration
+    if measured:
+        width = np.hypot(np.sqrt(np.mean(found.template_error**2)), left)
+        calibration = dataclasses.replace(
+            calibration,
+            template_means=tuple(round(float(value), 4) for value in found.template),
+            template_sigma=round(float(min(width, calibration.template_sigma)), 4),
+        )
     calibration = dataclasses.replace(
-        survey.calibration,
+        calibration,
         offset_means={band: round(float(value), 4) for band, value in zip(bands, found.offset, strict=True)},
         offset_sigmas={band: round(float(value), 4) for band, value in zip(bands, sigma, strict=True)},
         pinned=bands[int(np.argmin(np.asarray(model.offset_sigma)))],

@@ -56,6 +56,16 @@ def test_template_error_belongs_to_the_rest_frame():
     np.testing.assert_allclose(-2.5 * np.log10(level), 0.1, atol=1e-5)
 
 
+def test_a_prior_mean_of_the_template_error_is_where_learning_starts():
+    means = np.linspace(-0.1, 0.1, NUM_KNOTS)
+    model = build(template_means=tuple(means.tolist()))
+    shares = model.knot_shares(model.wave / 1.3)
+    np.testing.assert_allclose(jnp.sum(shares, axis=-1), 1.0, atol=1e-6)
+    factors = model.factors(one(model), jnp.array([0.3]))
+    np.testing.assert_allclose(-2.5 * np.log10(factors[0]), shares @ means, atol=1e-6)
+    assert float(model.penalty(one(model))) == 0.0
+
+
 def test_each_galaxy_may_have_its_members_calibration():
     model, redshift = build(), jnp.array([0.1, 0.4])
     rng = np.random.default_rng(0)
@@ -106,6 +116,8 @@ def test_slopes_match_finite_differences():
         ({"offset_sigmas": {"u": -1.0}}, r"offset_sigmas\.u = -1.0"),
         ({"offset_means": {"u": float("nan")}}, r"offset_means\.u = nan"),
         ({"template_knots": 1}, "template_knots = 1"),
+        ({"template_means": (0.1, 0.0)}, "template_means has 2 numbers for 12 template_knots"),
+        ({"template_means": (float("inf"),) * 12}, "template_means must be finite"),
     ],
 )
 def test_settings_are_checked(settings, words):

@@ -61,6 +61,26 @@ def test_zero_points_are_found(forward, survey):
     assert np.all(found.scatter < 0.05)
 
 
+def test_template_errors_are_found_and_told_from_zero_points(forward, survey):
+    """A narrow bump in the rest frame moves through the bands with redshift, which no zero point does."""
+    flux, error, redshift = survey
+    model = calibration(template_sigma=0.05, template_knots=24)
+    bump = -0.12 * (np.arange(24) == np.argmin(np.abs(np.asarray(model.knots) - np.log(4400.0))))
+    rest = jnp.asarray(np.asarray(model.wave) / (1.0 + redshift[:, None]))
+    bent = flux * 10.0 ** (-0.4 * np.asarray(model.knot_shares(rest)) @ bump)
+    found, unbent = (fit_zero_points(forward, model, each, error, redshift, QUICK) for each in (bent, flux))
+    np.testing.assert_allclose(found.offset, WRONG, atol=0.04)
+    wave = np.geomspace(2800.0, 7000.0, 200)
+    shares = np.asarray(model.knot_shares(jnp.asarray(wave)))
+    seen, true = shares @ (found.template - unbent.template), shares @ bump
+    assert wave[np.argmin(seen)] == pytest.approx(wave[np.argmin(true)], rel=0.05)
+    # Stellar populations with free dust and histories make up for a part of it.
+    assert 0.5 * np.ptp(true) < np.ptp(seen) < 1.2 * np.ptp(true)
+    assert np.std(seen - true) < 0.6 * np.std(true)
+    assert np.max(np.abs(shares @ unbent.template)) < 0.02
+    assert np.all(found.template_error < 0.03)
+
+
 def test_they_start_from_what_is_known(forward, survey):
     known = calibration(offset_means={"g": 0.12, "i": -0.08, "H": 0.1})
     quick = dataclasses.replace(QUICK, num_rounds=1)
@@ -113,7 +133,9 @@ def test_settings_start_from_what_was_measured(monkeypatch):
     def measured(forward, model, flux, error, redshift, settings, callback):
         seen["num"], seen["bands"] = len(redshift), flux.shape[1]
         found = np.array([0.04, -0.01, 0.0, 0.01, 0.02])
-        return ZeroPoints(found, np.where(found == 0.0, 0.0, 0.004), np.full(5, 0.03), len(redshift), 1e-3)
+        error, wave = np.where(found == 0.0, 0.0, 0.004), np.exp(np.asarray(model.knots))
+        bent, scatter = np.where(wave > 5000.0, 0.02, 0.0), np.full(5, 0.03)
+        return ZeroPoints(found, error, wave, bent, 0.5 * bent, scatter, len(redshift), 1e-3)
 
     monkeypatch.setattr(surveys, "fit_zero_points", measured)
     monkeypatch.setattr(surveys, "build_survey", lambda *_: None)
@@ -129,5 +151,11 @@ def test_settings_start_from_what_was_measured(monkeypatch):
         {"u": 0.0303, "g": 0.0303, "r": 0.0, "i": 0.0303, "z": 0.0303}
     )
     assert settings.calibration.pinned == "r"
+    assert settings.calibration.template_means == ()  # templates are taken to be right
+    doubted = dataclasses.replace(config.calibration, template_sigma=0.05, template_knots=3)
+    settings, _ = surveys.measure_zero_points(catalog, dataclasses.replace(config, calibration=doubted))
+    assert settings.calibration.template_means == (0.0, 0.02, 0.02)
+    assert settings.calibration.template_sigma == pytest.approx(np.hypot(0.015, 0.01 * np.sqrt(2 / 3)), abs=1e-4)
+    assert settings.calibration.offset_sigmas["u"] == pytest.approx(0.0155, abs=1e-4)
     again = from_mapping(pj.RunConfig, to_mapping(settings))
     assert again == settings

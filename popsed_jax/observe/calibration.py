@@ -30,11 +30,12 @@ class CalibrationConfig:
         offset_sigma: of each band's zero point [mag] (0.02 to 0.05 in photometric-redshift work: Ilbert+06, Brammer+08).
         offset_sigmas: by band, where it differs from that.
         offset_means: by band, what the zero point is thought to be off by, model plus offset = data [mag]: published, or
-            measured from galaxies of known redshift (`popsed_jax.posteriors.zero_points`); 0 where not given.
+            measured from galaxies of known redshift (`popsed_jax.population.zero_points`); 0 where not given.
         pinned: the band whose zero point stays; the best-measured one unless given.
         template_sigma: of the templates' error at each knot of a smooth function of rest-frame wavelength [mag] (a template
             error function as in EAZY: Brammer+08).
         template_knots: knots of that function between 1,000 and 30,000 Angstrom.
+        template_means: what it is thought to be at each knot [mag], model plus error = data; 0 where none are given.
         floor_sigma: of the fractional noise that quoted errors leave out [dex about `noise.floor`].
     """
 
@@ -44,6 +45,7 @@ class CalibrationConfig:
     pinned: str | None = None
     template_sigma: float = 0.0
     template_knots: int = 12
+    template_means: tuple[float, ...] = ()
     floor_sigma: float = 0.0
 
     def __post_init__(self) -> None:
@@ -58,6 +60,12 @@ class CalibrationConfig:
                 raise ValueError(f"calibration: offset_means.{band} = {mean} must be a finite number of magnitudes")
         if self.template_knots < 2:
             raise ValueError(f"calibration: template_knots = {self.template_knots} must be at least 2")
+        if self.template_means and len(self.template_means) != self.template_knots:
+            raise ValueError(
+                f"calibration: template_means has {len(self.template_means)} numbers for {self.template_knots} template_knots"
+            )
+        if not np.isfinite(self.template_means).all():
+            raise ValueError("calibration: template_means must be finite numbers of magnitudes")
 
 
 class Calibration(NamedTuple):
@@ -77,7 +85,8 @@ class CalibrationModel:
         knots: ln of the rest-frame wavelengths of the template error's knots.
         offset_mean: prior mean of each band's zero point [mag].
         offset_sigma: its prior width [mag]; 0 for the pinned one.
-        template_sigma: prior width of the template error at a knot [mag].
+        template_mean: prior mean of the template error at each knot [mag].
+        template_sigma: its prior width [mag].
         floor_sigma: prior width of log10 of the noise that is not quoted [dex].
     """
 
@@ -85,6 +94,7 @@ class CalibrationModel:
     knots: Float[Array, " knot"]
     offset_mean: Float[Array, " band"]
     offset_sigma: Float[Array, " band"]
+    template_mean: Float[Array, " knot"]
     template_sigma: Float[Array, ""]
     floor_sigma: Float[Array, ""]
 
@@ -100,13 +110,17 @@ class CalibrationModel:
     def template_error(
         self, template: Float[Array, "*galaxy knot"], wave: Float[Array, "*batch"]
     ) -> Float[Array, "*batch"]:
-        """Error of the templates at rest-frame wavelengths [Angstrom]: model plus error = data [mag].
+        """Error of the templates at rest-frame wavelengths [Angstrom]: model plus error = data [mag]."""
+        at_knots = self.template_mean + self.template_sigma * template
+        return jnp.sum(self.knot_shares(wave) * at_knots[..., None, :], axis=-1)
+
+    def knot_shares(self, wave: Float[Array, "*batch"]) -> Float[Array, "*batch knot"]:
+        """Shares of the knots in the template error at rest-frame wavelengths [Angstrom].
 
         Gaussians at the knots, as wide as the knots are apart, over their sum: smooth, and constant where the knots are.
         """
-        distance = (jnp.log(wave)[..., None] - self.knots) / (self.knots[1] - self.knots[0])
-        share = jnp.exp(-0.5 * distance**2)
-        return self.template_sigma * jnp.sum(share * template[..., None, :], axis=-1) / jnp.sum(share, axis=-1)
+        share = jnp.exp(-0.5 * ((jnp.log(wave)[..., None] - self.knots) / (self.knots[1] - self.knots[0])) ** 2)
+        return share / jnp.sum(share, axis=-1, keepdims=True)
 
     def factors(self, calibration: Calibration, redshift: Float[Array, " num"]) -> Float[Array, "num band"]:
         """Factors from the model's fluxes in the bands to the survey's."""
@@ -146,6 +160,7 @@ def build_calibration(
         knots=jnp.asarray(np.log(np.geomspace(*_TEMPLATE_RANGE, config.template_knots))),
         offset_mean=jnp.array([config.offset_means.get(band, 0.0) for band in bands]),
         offset_sigma=jnp.array(sigma),
+        template_mean=jnp.array(config.template_means or (0.0,) * config.template_knots),
         template_sigma=jnp.asarray(config.template_sigma),
         floor_sigma=jnp.asarray(config.floor_sigma),
     )

@@ -178,11 +178,14 @@ def calibration_metrics(
         "zero_points": {band: entry | mean for band, entry, mean in zip(bands, offsets, means, strict=True)},
         "floors": dict(zip(bands, floors, strict=True)),
     }
-    if float(model.template_sigma) > 0.0:
-        wave = np.exp(np.asarray(model.knots))
-        errors = jax.vmap(lambda template: model.template_error(template, jnp.asarray(wave)))(calibration.template)
+    if float(model.template_sigma) > 0.0 or np.any(model.template_mean):
+        wave = jnp.exp(model.knots)
+        errors = jax.vmap(lambda template: model.template_error(template, wave))(calibration.template)
+        prior = model.template_error(jnp.zeros_like(wave), wave)
+        entries = describe(errors, model.template_sigma)
         found["template_error"] = [
-            {"wave": float(w), **entry} for w, entry in zip(wave, describe(errors, model.template_sigma), strict=True)
+            {"wave": float(w), **entry, "prior_mean": float(mean)}
+            for w, entry, mean in zip(wave, entries, prior, strict=True)
         ]
     return found
 

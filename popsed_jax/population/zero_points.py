@@ -1,7 +1,8 @@
-"""Zero points from galaxies of known redshift: what their best fits leave in each band. (Ilbert+06, sec. 4.2)
+"""Zero points and template errors from galaxies of known redshift: what their best fits leave. (Ilbert+06, sec. 4.2)
 
 Photometry alone hardly tells a zero point from a population of other colours. At its spectroscopic redshift a galaxy's colours
-are those of some stellar population; what the best of these leaves in a band, for galaxies of all kinds, is the band's.
+are those of some stellar population; what the best of these leaves in a band, for galaxies of all redshifts, is the band's, and
+what it leaves at a rest-frame wavelength, in whatever band, is the templates' (Brammer+08, sec. 2.3).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _PRIOR_WIDTH = 3.0  # of the other unconstrained parameters, against 1 of the fl
 _TOGETHER = 1200  # fits in one piece: the default sample is two, one for each of two cores
 _NUM_PARTS = 4
 _FASTER = 1.5  # than what a round finds: the fits take back about a third of any move
+_RIDGE = 1e-6  # of its own weight, for a band that no galaxy of a part has
 _MAG = 2.5 / np.log(10.0)
 
 
@@ -71,13 +73,20 @@ class ZeroPoints(NamedTuple):
     Attributes:
         offset: model plus offset = data [mag]; 0 in the pinned band.
         error: by what parts of the galaxies find [mag]; what templates have wrong comes on top.
-        scatter: of single galaxies about it [mag].
+        wave: rest-frame wavelengths of the template error's knots [Angstrom].
+        template: the templates' error there [mag], model plus error = data; the prior's mean where no galaxy tells, or its width
+            is 0.
+        template_error: by what parts of the galaxies find [mag].
+        scatter: of single galaxies about both [mag].
         num_galaxies: fitted.
         last_step: the largest of the last round [mag]: how far from converged.
     """
 
     offset: Float[np.ndarray, " band"]
     error: Float[np.ndarray, " band"]
+    wave: Float[np.ndarray, " knot"]
+    template: Float[np.ndarray, " knot"]
+    template_error: Float[np.ndarray, " knot"]
     scatter: Float[np.ndarray, " band"]
     num_galaxies: int
     last_step: float
@@ -92,13 +101,14 @@ def fit_zero_points(
     config: ZeroPointConfig = ZeroPointConfig(),
     callback: Callable[[int, float], None] | None = None,
 ) -> ZeroPoints:
-    """Zero points that galaxies of known redshift ask for.
+    """Zero points and template errors that galaxies of known redshift ask for.
 
-    Each galaxy is fitted at its redshift under a weak prior, with a loss that outliers do not rule; the robust mean of the
-    residuals says how the zero points have to move, and so on.
+    Each galaxy is fitted at its redshift under a weak prior, with a loss that outliers do not rule; from the residuals follows,
+    by weighted least squares, how zero points and template errors have to move, and so on.
 
     Args:
-        model: says which band is pinned.
+        model: says which band is pinned, and how wrong templates may be: without a prior, a slope of their errors with
+            wavelength and one of the zero points are the same.
         flux, error: [maggies]; NaN where a galaxy lacks the band.
         redshift: NaN where it is not known.
         callback: is told the rounds done and the largest step [mag] after each.
@@ -118,26 +128,74 @@ def fit_zero_points(
     flux, error, there, redshift = flux[chosen], error[chosen], there[chosen], redshift[chosen]
     width = np.where(there, _MAG * np.hypot(np.where(there, error / flux, 1.0), config.floor), np.inf)
     fits = _Fits(forward, np.where(there, -_MAG * np.log(np.where(there, flux, 1.0)), 0.0), width, redshift, config)
-    # Each part of the galaxies finds offsets of its own: how these differ is their error, fits' freedom and all.
+    # Each part of the galaxies finds its own: how these differ is their error, fits' freedom and all.
     part = np.arange(len(chosen)) % _NUM_PARTS
-    offset = np.tile(np.asarray(model.offset_mean, float), (_NUM_PARTS, 1))
     pinned = int(np.argmin(np.asarray(model.offset_sigma)))
+    shares = np.asarray(model.knot_shares(model.wave / (1.0 + redshift[:, None])), float)
+    offset, template = (
+        np.tile(np.asarray(mean, float), (_NUM_PARTS, 1)) for mean in (model.offset_mean, model.template_mean)
+    )
+    moves = [
+        _Moves(shares[part == i], width[part == i], float(model.template_sigma), pinned) for i in range(_NUM_PARTS)
+    ]
     for number in range(config.num_rounds):
-        residual = fits.residual(offset[part], config.num_steps if number == 0 else -(-config.num_steps // 4))
-        center = np.stack([_center(residual[part == i], width[part == i]) for i in range(_NUM_PARTS)])
-        # What all bands share is mass. Fits follow the offsets they are given, so that a round finds a part of what is missing.
-        step = center - center[:, pinned : pinned + 1]
-        offset = offset + _FASTER * step
+        shift = offset[part] + np.einsum("gbk,gk->gb", shares, template[part])
+        residual = fits.residual(shift, config.num_steps if number == 0 else -(-config.num_steps // 4))
+        found = [
+            move(residual[part == i], template[i] - np.asarray(model.template_mean)) for i, move in enumerate(moves)
+        ]
+        # Fits follow what they are given, so that a round finds a part of what is missing.
+        step, bend = (_FASTER * np.stack(each) for each in zip(*found, strict=True))
+        offset, template = offset + step, template + bend
         if callback is not None:
             callback(number + 1, float(np.abs(step.mean(axis=0)).max()))
-    off = np.where(there, residual - center[part], np.nan)
+    off = np.where(there, residual, np.nan)
     return ZeroPoints(
         offset.mean(axis=0),
         offset.std(axis=0, ddof=1) / np.sqrt(_NUM_PARTS),
+        np.exp(np.asarray(model.knots, float)),
+        template.mean(axis=0),
+        template.std(axis=0, ddof=1) / np.sqrt(_NUM_PARTS),
         0.5 * np.subtract(*np.nanpercentile(off, [84, 16], axis=0)),
         len(chosen),
         float(np.abs(step.mean(axis=0)).max()),
     )
+
+
+class _Moves:
+    """From the residuals of some galaxies to the moves of zero points and template errors that they ask for."""
+
+    def __init__(
+        self,
+        shares: Float[np.ndarray, "galaxy band knot"],
+        width: Float[np.ndarray, "galaxy band"],
+        template_sigma: float,
+        pinned: int,
+    ):
+        num, bands, knots = shares.shape
+        self.width, self.bands, self.sigma = width, bands, template_sigma
+        # What all bands share is mass, of which the pinned one tells: no zero point for it.
+        one = np.broadcast_to(np.eye(bands) * (np.arange(bands) != pinned), (num, bands, bands))
+        self.design = np.concatenate([one, template_sigma * shares], axis=2)
+        self.prior = np.concatenate([np.zeros(bands), np.ones(knots)])
+
+    def __call__(self, residual: np.ndarray, bent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Moves of the zero points and of the knots [mag].
+
+        Args:
+            bent: how far the knots are from their prior's mean already [mag], which the prior draws back.
+        """
+        # Outliers count less. (Cauchy's weights)
+        weight = self.width**-2 / (1.0 + (residual / (3.0 * self.width)) ** 2)
+        share = weight / weight.sum(axis=1, keepdims=True)
+        # Each galaxy's mass goes with whatever moves all its bands.
+        design = self.design - np.einsum("gb,gbx->gx", share, self.design)[:, None]
+        residual = residual - (share * residual).sum(axis=1, keepdims=True)
+        curvature = np.einsum("gb,gbx,gby->xy", weight, design, design)
+        pull = np.concatenate([np.zeros(self.bands), bent / self.sigma if self.sigma > 0.0 else 0.0 * bent])
+        ridge = self.prior + _RIDGE * np.maximum(curvature.diagonal().max(), 1.0)
+        found = np.linalg.solve(curvature + np.diag(ridge), np.einsum("gb,gbx,gb->x", weight, design, residual) - pull)
+        return found[: self.bands], self.sigma * found[self.bands :]
 
 
 class _Fits:
@@ -160,9 +218,9 @@ class _Fits:
         # What is held, the mass at its middle among it, is the same for all starts of a galaxy.
         self.u = np.where(self.held, np.asarray(space.to_u(theta))[:, None], np.asarray(u))
 
-    def residual(self, offset: np.ndarray, num_steps: int) -> Float[np.ndarray, "galaxy band"]:
-        """Data minus best fit with these offsets [mag]; 0 where a galaxy lacks the band."""
-        galaxies = (self.u, self.mags - offset, self.width)
+    def residual(self, shift: np.ndarray, num_steps: int) -> Float[np.ndarray, "galaxy band"]:
+        """Data minus best fit with these shifts of the model [mag]; 0 where a galaxy lacks the band."""
+        galaxies = (self.u, self.mags - shift, self.width)
         fit = _fitter(self.config.learning_rate, num_steps, tuple(self.held.tolist()))
         self.u, cost, residual = map_batches(fit, self.forward, galaxies, max(1, _TOGETHER // self.u.shape[1]))
         best = np.argmin(cost, axis=1)
@@ -202,9 +260,3 @@ def _fitter(rate: float, num_steps: int, held: tuple[bool, ...]) -> Callable[[Fo
         return u, *losses(u, forward, mags, width)
 
     return fit
-
-
-def _center(residual: np.ndarray, width: np.ndarray) -> Float[np.ndarray, " band"]:
-    """Robust mean of each band's residuals."""
-    weight = width**-2 / (1.0 + (residual / (3.0 * width)) ** 2)
-    return (weight * residual).sum(axis=0) / np.maximum(weight.sum(axis=0), 1e-12)
