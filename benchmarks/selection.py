@@ -2,12 +2,14 @@
 
 python benchmarks/selection.py
 python benchmarks/selection.py --seeds 5 6 7 --only "divided by p(kept)" "selection ignored"     # as quoted
+python benchmarks/selection.py --seeds 5 6 7 --only perfect --out benchmarks/results/selection_perfect.json
 
 Mock: 20,000 galaxies with r < 19 as observed on shallow plates, whose signal-to-noise is 4 there, with deeper photometry in the
 other bands; truth and reference differ as in recovery.py. The intrinsic population is that of all galaxies down to 1.3 magnitudes
 below the cut. Compared in the visible region, where a galaxy is
 kept with a probability of at least 5 %: 1-D Wasserstein distance over the truth's standard deviation, and a classifier's accuracy
-in the plane of mass and star-formation rate.
+in the plane of mass and star-formation rate. "perfect": no fit, but the true parameters of the galaxies that were kept, as they
+are and weighted by 1 / p(kept): what a fit without fault would find without and with the selection.
 """
 
 from __future__ import annotations
@@ -72,6 +74,29 @@ def main() -> None:
     finish("Intrinsic population behind r < 19", columns, rows, args.out, extra)
 
 
+def judged(
+    rng: np.random.Generator,
+    forward: ForwardModel,
+    galaxies: dict[str, np.ndarray],
+    truth: dict[str, np.ndarray],
+    tilt: float,
+) -> list[float]:
+    """Distances of a population to the intrinsic one, from draws of intrinsic x p^tilt.
+
+    Args:
+        galaxies: parameters and derived properties of the draws, by name.
+    """
+    theta = np.stack([galaxies[name] for name in forward.space.names], axis=1)
+    p = np.asarray(map_batches(ForwardModel.detection, forward, jnp.asarray(theta, jnp.float32)))
+    weights = intrinsic_weights(p, tilt)
+    index = rng.choice(len(p), len(p), p=weights)
+    found = {n: galaxies[n][index] for n in COMPARED}
+    plane = [np.column_stack([s["log_mass"], s["log_sfr"]]) for s in (found, truth)]
+    distances = [scaled_wasserstein(found[n], truth[n]) for n in COMPARED]
+    effective = float(1.0 / np.sum(weights**2) / np.sum(p >= VISIBLE))
+    return [*distances, classifier_accuracy(*plane), float(np.sum(weights * p)), effective]
+
+
 def compare(seed: int, args: argparse.Namespace) -> tuple[list[list[Any]], dict[str, Any]]:
     """One mock: a row for each way to learn its intrinsic population, and how many galaxies it has."""
     config = with_fit(pj.default_config(), seed=seed, flat_control=False, num_epochs=args.epochs)
@@ -92,24 +117,21 @@ def compare(seed: int, args: argparse.Namespace) -> tuple[list[list[Any]], dict[
         "selection ignored": (dataclasses.replace(config, selection=SelectionConfig()), 1.0, False),
     }
     rng, rows, fits = np.random.default_rng(0), [], {}
+    kept = {name: np.asarray(values) for name, values in named_galaxies(forward, mock.theta).items()}
+    for name in ("perfect, divided by p(kept)", "perfect, selection ignored"):
+        if not args.only or "perfect" in args.only:
+            rows.append([seed, name, *judged(rng, forward, kept, truth, 1.0 if "divided" in name else 0.0), 1.0, 0.0])
+            print(rows[-1], flush=True)
     for name, (settings, tilt, divided) in variants.items():
         if args.only and name not in args.only:
             continue
         kind = (settings.fit.tilt, bool(settings.selection.cuts))
         fits[kind] = fits.get(kind) or pj.fit(catalog, settings)
         samples, metrics = fits[kind].tables["samples"], fits[kind].metrics
-        theta = np.stack([np.asarray(samples[n]) for n in forward.space.names], axis=1)
-        p = np.asarray(map_batches(ForwardModel.detection, forward, jnp.asarray(theta, jnp.float32)))
-        weights = intrinsic_weights(p, tilt if divided else 0.0)
-        index = rng.choice(len(p), len(p), p=weights)
-        found = {n: np.asarray(samples[n])[index] for n in COMPARED}
-        distances = [scaled_wasserstein(found[n], truth[n]) for n in COMPARED]
-        plane = [np.column_stack([s["log_mass"], s["log_sfr"]]) for s in (found, truth)]
-        fraction = float(np.sum(weights * p))
-        effective = float(1.0 / np.sum(weights**2) / np.sum(p >= VISIBLE))
-        row = [seed, name, *distances, classifier_accuracy(*plane), fraction, effective]
+        found = {n: np.asarray(samples[n]) for n in samples.colnames}
+        row = [seed, name, *judged(rng, forward, found, truth, tilt if divided else 0.0)]
         rows.append([*row, metrics["validation"]["ratio"], metrics["wall_seconds"]])
-        print(rows[-1])
+        print(rows[-1], flush=True)
     return rows, {
         "seed": seed,
         "num_intrinsic": len(mock.intrinsic),
