@@ -2,13 +2,15 @@
 
 python benchmarks/image_vae.py --folder runs/images [--parts mocks limit real] [--images FILE]
 
-mocks: grz images of the reference population as a survey limited at r = 19 detects it, with 1 % of compact starbursts and 1 % of
-    red spirals, in three parts: training (60 %), choices (15 %: of the classifier's settings and thresholds) and test.
-    Guided and plain autoencoder of as many latents: redshift, mass, star-formation rate and orientation of the test's galaxies
-    (of the plain one, by the nearest neighbours among the training's latents); the anomalies that a classifier finds in their
-    latents, and in latents and reconstruction errors; milliseconds for each image.
+mocks: grz images of the reference population as a survey limited at r = 19 detects it, with compact starbursts and red spirals,
+    in three parts: training (60 %, 3 % of each rare kind: simulated galaxies to learn from are free), choices (15 %: of the
+    classifier's settings and thresholds) and test (25 %), the latter two with 1 % of each kind.
+    Guided and plain autoencoders of as many latents: redshift, mass, star-formation rate and orientation of the test's galaxies
+    (where no latent is guided, by the nearest neighbours among the training's latents); the anomalies that a classifier finds in
+    their latents, and in latents and reconstruction errors; milliseconds for each image.
 limit: the same search, by boosted trees, in what the images are made from: the true magnitude, colours, size, axis ratio and
-    bulge; and in the true redshift, mass, star-formation rate, bulge and size, which no image tells.
+    bulge; and in the true redshift, mass, star-formation rate, bulge and size, which no image tells. With red spirals as they are
+    defined, and without the limit on their colour.
 real: 2,000 cut-outs of SDSS: reconstruction against principal components, and spiral or not by the latents.
 
 Mocks and networks are kept in the folder; a second run reads them.
@@ -35,24 +37,26 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from popsed_jax.diagnostics.anomaly import ClassifierConfig, anomaly_curve, classify_anomalies
+from popsed_jax.observe.images import ImageConfig
 from popsed_jax.plots_anomaly import plot_anomaly_curves
 from popsed_jax.plots_images import plot_image_latents, plot_orientation, plot_reconstructions
-from popsed_jax.population.image_mocks import KINDS, ImageMockConfig, build_image_survey, simulate_image_mocks
-from popsed_jax.posteriors.guided import (
-    STAGE,
-    GuidedConfig,
-    GuidedVAE,
-    fit_guided,
-    load_guided,
-    save_guided,
-    turned,
-    wrapped,
+from popsed_jax.population.image_mocks import (
+    KINDS,
+    ImageMockConfig,
+    build_image_survey,
+    rest_magnitudes,
+    simulate_image_mocks,
 )
+from popsed_jax.population.morphology import spheroid_ratio
+from popsed_jax.posteriors.guided import STAGE, GuidedConfig, GuidedVAE, fit_guided, load_guided, save_guided
+from popsed_jax.posteriors.orientation import turned, wrapped
 
 PARTS = ("mocks", "limit", "real")
 CHOICES = tuple(
-    ClassifierConfig(C=(C,), gamma=(gamma,), ratio=0.3) for C, gamma in ((10.0, 1.0), (10.0, 3.0), (100.0, 1.0))
+    ClassifierConfig(C=(C,), gamma=(gamma,), ratio=0.3, balanced=False)
+    for C, gamma in ((10.0, 1.0), (10.0, 0.3), (100.0, 0.3), (10.0, 0.1), (100.0, 0.1))
 )
+SPLIT = {"train": (0.6, 0.03), "choice": (0.15, 0.01), "test": (0.25, 0.01)}  # share of galaxies, and of each rare kind
 END = 0.1  # [rad] from +-pi/2
 ELONGATED = 0.7  # axis ratio below which a galaxy has an orientation to speak of
 MOST_CONTAMINATED, LEAST_COMPLETE = 0.05, 0.98
@@ -70,21 +74,28 @@ class Mocks(NamedTuple):
         return Mocks(self.image[rows], self.kind[rows], {name: each[rows] for name, each in self.truth.items()})
 
 
-def mocks_of(folder: Path, num: int) -> tuple[Mocks, Mocks, Mocks]:
+def mocks_of(folder: Path, num: int, config: ImageMockConfig) -> tuple[Mocks, ...]:
     """Training, choices and test."""
-    path = folder / f"mocks_{num}.npz"
-    if not path.exists():
-        config = ImageMockConfig()
-        made = simulate_image_mocks(jax.random.key(0), build_image_survey(config), num, config)
-        folder.mkdir(parents=True, exist_ok=True)
-        np.savez(path, image=made.image.astype(np.float32), kind=made.kind, flux=made.flux, **made.truth)
-    with np.load(path) as file:
-        stored = {name: file[name] for name in file.files}
-    image, kind, flux = (stored.pop(name) for name in ("image", "kind", "flux"))
-    mag = -2.5 * np.log10(flux)
-    stored |= {"r": mag[:, 1], "g - r": mag[:, 0] - mag[:, 1], "r - z": mag[:, 1] - mag[:, 2]}
-    mocks, ends = Mocks(image, kind, stored), (int(0.6 * num), int(0.75 * num))
-    return mocks[: ends[0]], mocks[ends[0] : ends[1]], mocks[ends[1] :]
+    forward = None
+    parts = []
+    for i, (name, (share, rare)) in enumerate(SPLIT.items()):
+        path = folder / f"mocks_{num}_{name}.npz"
+        if not path.exists():
+            forward = forward or build_image_survey(config)
+            key, each = jax.random.fold_in(jax.random.key(0), i), dataclasses.replace(config, anomalies=rare)
+            made = simulate_image_mocks(key, forward, round(share * num), each)
+            folder.mkdir(parents=True, exist_ok=True)
+            rest, facing = rest_magnitudes(forward, made.theta), made.shape.axis_ratio[:, 1]
+            image = made.image.astype(np.float32)
+            np.savez(path, image=image, kind=made.kind, flux=made.flux, rest=rest, disc_ratio=facing, **made.truth)
+        with np.load(path) as file:
+            stored = {name: file[name] for name in file.files}
+        image, kind, flux, rest = (stored.pop(name) for name in ("image", "kind", "flux", "rest"))
+        mag = -2.5 * np.log10(flux)
+        stored |= {"r": mag[:, 1], "g - r": mag[:, 0] - mag[:, 1], "r - z": mag[:, 1] - mag[:, 2]}
+        stored |= {"M_r": rest[:, 1], "rest g - r": rest[:, 0] - rest[:, 1]}
+        parts.append(Mocks(image, kind, stored))
+    return tuple(parts)
 
 
 def trained(folder: Path, name: str, train: Mocks, config: GuidedConfig, steps: int) -> tuple[GuidedVAE, float]:
@@ -109,7 +120,7 @@ def trained(folder: Path, name: str, train: Mocks, config: GuidedConfig, steps: 
 def properties(vae: GuidedVAE, train: Mocks, test: Mocks) -> dict[str, np.ndarray]:
     """What the latents say of the test's galaxies."""
     latents = vae.encode(test.image)
-    if vae.config.guided:
+    if "redshift" in vae.config.guided:
         return vae.properties(latents)
     names = ("redshift", "log_mass", "log_sfr")
     angle = 2.0 * train.truth["orientation"]
@@ -162,9 +173,7 @@ def spaces(vae: GuidedVAE, mocks: Mocks) -> dict[str, np.ndarray]:
     return {"latents": latents, "latents, errors": np.concatenate([latents, error], axis=1)}
 
 
-def anomalies(
-    name: str, vae: GuidedVAE, parts: tuple[Mocks, Mocks, Mocks]
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def anomalies(name: str, vae: GuidedVAE, parts: tuple[Mocks, ...]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of the table, and curves by name."""
     train, choice, test = parts
     rows, curves = [], {}
@@ -218,12 +227,14 @@ def speed(vae: GuidedVAE, image: np.ndarray) -> dict[str, Any]:
 
 
 def on_mocks(args: argparse.Namespace, figures: Path) -> None:
-    parts = mocks_of(args.folder, args.num)
+    parts = mocks_of(args.folder, args.num, ImageMockConfig())
     train, _, test = parts
     guided = GuidedConfig(num_free=args.num_free)
+    bulge = dataclasses.replace(guided, guided=(*guided.guided, "bulge"), num_free=args.num_free - 1)
     every = {
         "guided": guided,
         "plain": guided.plain(),
+        "guided to the bulge too": bulge,
         "guided to the angle": dataclasses.replace(guided, guided=("angle", "redshift", "log_mass", "log_sfr")),
     }
     configs = {name: every[name] for name in args.autoencoders}
@@ -234,7 +245,8 @@ def on_mocks(args: argparse.Namespace, figures: Path) -> None:
     knowing.append(recovery("the training's medians", middle, test))
     extra: dict[str, Any] = {"steps": args.steps, "train": len(train.kind), "test": len(test.kind)}
     for name, config in configs.items():
-        vae, seconds = trained(args.folder, name.replace(" ", "_"), train, config, args.steps)
+        short = name.replace(" ", "_")
+        vae, seconds = trained(args.folder, f"{short}_{config.latent}", train, config, args.steps)
         found = properties(vae, train, test)
         knowing.append(recovery(name, found, test))
         print(knowing[-1], flush=True)
@@ -244,18 +256,18 @@ def on_mocks(args: argparse.Namespace, figures: Path) -> None:
         if "orientation" in found:
             plot_orientation(
                 test.truth["orientation"], found["orientation"], test.truth["axis_ratio"] < ELONGATED
-            ).savefig(figures / f"orientation_{name.replace(' ', '_')}.png", dpi=110)
-        if name not in ("guided", "plain"):
+            ).savefig(figures / f"orientation_{short}.png", dpi=110)
+        if name == "guided to the angle":
             continue
         rows, drawn = anomalies(name, vae, parts)
         finding, curves = finding + rows, curves | drawn
         pick = [int(np.flatnonzero(test.kind == kind)[i]) for i in range(3) for kind in range(3)]
         titles = [KINDS[test.kind[i]] for i in pick]
-        plot_reconstructions(seen[pick], again[pick], titles).savefig(figures / f"reconstructions_{name}.png", dpi=110)
+        plot_reconstructions(seen[pick], again[pick], titles).savefig(figures / f"reconstructions_{short}.png", dpi=110)
         plot_image_latents(vae.encode(test.image), config.names, test.truth["redshift"], test.kind, KINDS).savefig(
-            figures / f"latents_{name}.png", dpi=110
+            figures / f"latents_{short}.png", dpi=110
         )
-    for kind in KINDS[1:]:
+    for kind in KINDS[1:] if curves else ():
         chosen = {name.split(": ")[1]: curve for name, curve in curves.items() if name.startswith(kind)}
         plot_anomaly_curves(chosen).savefig(figures / f"curves_{kind.replace(' ', '_')}.png", dpi=110)
     columns = list(dict.fromkeys(key for row in knowing for key in row))
@@ -275,27 +287,45 @@ def on_mocks(args: argparse.Namespace, figures: Path) -> None:
 
 def on_truth(args: argparse.Namespace) -> None:
     """What a search could find that knew without error what images are made from."""
-    train, choice, test = mocks_of(args.folder, args.num)
     spaces = {
         "magnitude, colours, size, axis ratio, bulge": ("r", "g - r", "r - z", "radius", "axis_ratio", "bulge"),
         "redshift, mass, SFR, bulge, size": ("redshift", "log_mass", "log_sfr", "bulge", "radius"),
     }
-    rows = []
-    for name, columns in spaces.items():
-        know, others, judge = (np.stack([part.truth[c] for c in columns], axis=1) for part in (train, choice, test))
-        for kind in (1, 2):
-            model = HistGradientBoostingClassifier(
-                max_iter=200, learning_rate=0.06, l2_regularization=1.0, random_state=0
-            )
-            labels = np.concatenate([train.kind, choice.kind]) == kind
-            score = model.fit(np.concatenate([know, others]), labels).decision_function(judge)
-            curve = anomaly_curve(score, test.kind == kind, 0)
-            clean = curve.at_contamination(MOST_CONTAMINATED)
-            worst = curve.at_completeness(LEAST_COMPLETE).contamination
-            rows.append([name, KINDS[kind], clean.completeness, clean.error, worst, curve.area])
+    config = ImageMockConfig(images=ImageConfig(size=4))  # nobody looks at the images
+    definitions = {"as defined": config, "of any colour": dataclasses.replace(config, spiral_color=(-np.inf, 0.0))}
+    rows, extra = [], {}
+    for defined, each in definitions.items():
+        train, _, test = mocks_of(args.folder / f"truth_{defined.replace(' ', '_')}", args.num, each)
+        for name, columns in spaces.items():
+            know, judge = (np.stack([part.truth[c] for c in columns], axis=1) for part in (train, test))
+            for kind in (1, 2):
+                model = HistGradientBoostingClassifier(
+                    max_iter=300, learning_rate=0.06, l2_regularization=1.0, random_state=0
+                )
+                score = model.fit(know, train.kind == kind).decision_function(judge)
+                curve = anomaly_curve(score, test.kind == kind, 0)
+                clean = curve.at_contamination(MOST_CONTAMINATED)
+                worst = curve.at_completeness(LEAST_COMPLETE).contamination
+                rows.append([defined, name, KINDS[kind], clean.completeness, clean.error, worst, curve.area])
+        extra[defined] = looks(test, config)
     completeness, contamination = f"completeness at {MOST_CONTAMINATED:.0%}", f"contamination at {LEAST_COMPLETE:.0%}"
-    columns = ["true", "kind", completeness, "+-", contamination, "area"]
-    finish("Anomalies by the truth itself", columns, rows, args.out / "image_vae_limit.json", {"test": len(test.kind)})
+    columns = ["red spirals", "true", "kind", completeness, "+-", contamination, "area"]
+    extra |= {"test": len(test.kind), "train": len(train.kind)}
+    finish("Anomalies by the truth itself", columns, rows, args.out / "image_vae_limit.json", extra)
+
+
+def looks(mocks: Mocks, config: ImageMockConfig) -> dict[str, int]:
+    """How many planted red spirals are red, and how many ordinary galaxies look like red spirals because of their dust."""
+    truth, (at, slope) = mocks.truth, config.spiral_color
+    red = truth["rest g - r"] > at + slope * (truth["M_r"] + 20.0)
+    low, high = config.spiral_log_mass
+    massive = (truth["log_mass"] > low) & (truth["log_mass"] < high)
+    least = float(spheroid_ratio(jnp.asarray(config.spiral_cos), config.morphology.thickness))
+    disc = massive & (truth["bulge"] <= config.spiral_bulge) & (truth["disc_ratio"] >= least)
+    planted = mocks.kind == 2
+    return {"planted": int(planted.sum()), "of them red": int((planted & red).sum())} | {
+        "ordinary discs as red": int(((mocks.kind == 0) & disc & red).sum())
+    }
 
 
 def on_real(args: argparse.Namespace, figures: Path) -> None:
@@ -343,12 +373,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/images"), help="of mocks and networks")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["mocks"])
-    parser.add_argument("--num", type=int, default=30_000, help="mock galaxies")
+    parser.add_argument("--num", type=int, default=60_000, help="mock galaxies")
     parser.add_argument("--steps", type=int, default=STAGE.num_steps, help="of each training")
-    parser.add_argument("--num-free", type=int, default=1, help="latents that are not guided")
+    parser.add_argument("--num-free", type=int, default=5, help="latents that are not guided")
     parser.add_argument("--num-real", type=int, default=16, help="latents of the real images")
-    kinds = ("guided", "plain", "guided to the angle")
-    parser.add_argument("--autoencoders", nargs="+", choices=kinds, default=list(kinds[:2]))
+    kinds = ("guided", "plain", "guided to the bulge too", "guided to the angle")
+    parser.add_argument("--autoencoders", nargs="+", choices=kinds, default=list(kinds[:3]))
     parser.add_argument("--label", default="", help="of the results' files")
     parser.add_argument("--images", type=Path, help="real cut-outs, .npz")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))

@@ -79,6 +79,19 @@ def test_the_classifier_reaches_the_best_possible_score():
     assert best.area < 0.9
 
 
+def test_without_balance_the_boundary_keeps_closer_to_the_anomalies():
+    """Of two normal clouds, one a tenth of the other, equal densities are met at 1, ten times as many at 1 + ln(10) / 2."""
+    rng = np.random.default_rng(3)
+    rows, labels = rng.normal(size=(1650, 2)), np.repeat([0, 1], [1500, 150])
+    rows[labels == 1, 0] += 2.0
+    line = np.stack([np.linspace(0.0, 4.0, 161), np.zeros(161)], axis=1)
+    boundary = []
+    for balanced in (True, False):
+        config = ClassifierConfig(C=(10.0,), gamma=(0.1,), ratio=0.1, balanced=balanced)
+        boundary.append(line[np.argmax(classify_anomalies(0, rows, labels, line, config).of(1) > 0.0), 0])
+    assert boundary == pytest.approx([1.0, 2.15], abs=0.4)
+
+
 def test_a_score_depends_on_training_rows_and_its_own_only(searched):
     train, labels, test, _, scores = searched
     alone = classify_anomalies(0, train, labels, test[:7]).score

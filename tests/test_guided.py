@@ -8,20 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from popsed_jax.population.storage import StorageError
+from popsed_jax.population.storage import StorageError, save_described
 from popsed_jax.posteriors.guided import (
     GuidedConfig,
     GuidedData,
+    GuidedVAE,
     fit_guided,
     guided_loss,
-    guided_targets,
     load_guided,
     save_guided,
     start_guided,
-    turned,
-    wrapped,
 )
-from popsed_jax.posteriors.image_encoders import ImageDecoder, ImageEncoder, ImageNetworkConfig
+from popsed_jax.posteriors.image_encoders import ImageDecoder, ImageNetworkConfig
+from popsed_jax.posteriors.orientation import guided_targets, turned, wrapped
 from popsed_jax.posteriors.stages import Stage
 
 NETWORK = ImageNetworkConfig(size=16, num_bands=2, channels=(8, 12), bottleneck=8, hidden=32)
@@ -85,9 +84,9 @@ def test_the_loss_is_the_papers():
     image, truth = ellipses(50, 2)
     config = dataclasses.replace(CONFIG, symmetric=False, num_free=2, reconstruction=7.0, guidance=3.0)
     vae, data = start_guided(jax.random.key(3), image, truth, config)
-    one = GuidedData(data.image[:1], data.orientation[:1], data.others[:1], config)
+    one = GuidedData(data.image[:1], data.features[:1], data.orientation[:1], data.others[:1], config)
     loss, terms = lost(vae, 4, one)
-    moments = jax.jit(ImageEncoder(config.latent, NETWORK).apply)(vae.parts["encoder"], data.image[:1])
+    moments = jax.jit(GuidedVAE.moments)(vae, image[:1])
     mean, log_var = (np.asarray(each, float)[0] for each in moments)
     sizes = truth["size"]
     target = [np.cos(2 * truth["orientation"][0]) * np.sqrt(2), np.sin(2 * truth["orientation"][0]) * np.sqrt(2)]
@@ -100,15 +99,68 @@ def test_the_loss_is_the_papers():
     )
     # At the start free latents hardly matter: the decoder of the mean gives nearly the same error.
     again = np.asarray(jax.jit(ImageDecoder(NETWORK).apply)(vae.parts["decoder"], moments.mean))[0]
-    assert terms["reconstruction"] == pytest.approx(np.sum((again - np.asarray(data.image[0])) ** 2), rel=0.5)
+    assert terms["reconstruction"] == pytest.approx(np.sum((again - np.asarray(vae.stretched(image[0]))) ** 2), rel=0.5)
 
 
 def test_images_are_stretched_as_in_the_paper():
     image, truth = ellipses(40, 5)
     vae, data = start_guided(jax.random.key(0), image, truth, CONFIG)
     brightest = image.max(axis=(1, 2)).mean(axis=0)
-    np.testing.assert_allclose(data.image, np.tanh(np.arcsinh(10.0 * image / brightest)), atol=1e-5)
+    np.testing.assert_allclose(data.image, np.arcsinh(10.0 * image / brightest), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(vae.stretched(image), np.tanh(np.arcsinh(10.0 * image / brightest)), atol=1e-5)
     np.testing.assert_allclose(vae.brightest, brightest, rtol=1e-6)
+
+
+def test_the_encoder_sees_what_the_stretch_hides():
+    """Two centres ten times as bright as the mean: alike to the decoder, not to the encoder; and apertures of the same light."""
+    image, truth = ellipses(40, 11)
+    vae, data = start_guided(jax.random.key(0), image, truth, CONFIG)
+    bright = np.stack([10.0 * image[0], 12.0 * image[0]])
+    (one, two), (near, far) = np.asarray(vae.stretched(bright)), np.asarray(vae.unsaturated(bright))
+    assert np.abs(one - two)[7:9, 7:9].max() < 0.001 < 0.15 < np.abs(near - far)[7:9, 7:9].min()
+    fluxes = np.stack(
+        [image[..., np.hypot(*(np.mgrid[:16, :16] - 7.5)) <= 3.0, i].sum(axis=-1) for i in range(2)], axis=1
+    )
+    assert data.features.shape == (40, 2 * len(CONFIG.apertures))
+    np.testing.assert_allclose(data.features, vae.features(image), atol=2e-3)
+    # The whitened numbers are a linear map of the fluxes' logarithms.
+    logs = np.arcsinh(10.0 * fluxes / np.asarray(vae.brightest))
+    design = np.concatenate([data.features, np.ones((40, 1))], axis=1)
+    left = logs - design @ np.linalg.lstsq(design, logs, rcond=None)[0]
+    assert np.abs(left).max() < 0.01 * np.ptp(logs)
+
+
+@pytest.mark.parametrize("unsaturated", [False, True])
+@pytest.mark.parametrize("apertures", [(), (1.0, 4.0)])
+def test_what_the_encoder_sees_is_a_choice(unsaturated, apertures, tmp_path):
+    config = dataclasses.replace(CONFIG, unsaturated=unsaturated, apertures=apertures)
+    image, truth = ellipses(40, 12)
+    vae, data = start_guided(jax.random.key(0), image, truth, config)
+    shapes = {
+        name: np.shape(each["kernel"]) for name, each in vae.parts["encoder"]["params"].items() if "kernel" in each
+    }
+    assert shapes["Dense_0"][0] == 16 * 2 * (1 + unsaturated)
+    assert data.features.shape == (40, 2 * len(apertures))
+    assert np.isfinite(lost(vae, 1, data)[0])
+    save_guided(tmp_path, vae, {})
+    np.testing.assert_array_equal(load_guided(tmp_path)[0].encode(image), vae.encode(image))
+
+
+def test_files_from_before_version_3_are_read(tmp_path, monkeypatch):
+    """They say nothing of what later encoders see besides stretched images, nor how many blocks."""
+    network = dataclasses.replace(NETWORK, num_blocks=1)
+    config = dataclasses.replace(CONFIG, unsaturated=False, apertures=(), network=network)
+    vae, _ = start_guided(jax.random.key(0), *ellipses(40, 13), config)
+    fields = dataclasses.asdict(config)
+    for name in ("unsaturated", "apertures"):
+        del fields[name]
+    del fields["network"]["num_blocks"]
+    tree = (vae.parts, vae.brightest, vae.standard)
+    save_described(tmp_path, tree, "guided.json", "guided VAE", 2, {"config": fields, "meta": {}})
+    again, _ = load_guided(tmp_path)
+    assert again.config == config
+    image = ellipses(5, 14)[0]
+    np.testing.assert_array_equal(again.encode(image), vae.encode(image))
 
 
 @pytest.mark.parametrize("which", range(8))
@@ -134,7 +186,7 @@ def test_eight_different_ways_to_turn():
 def test_properties_undo_targets(trained, angle):
     vae = trained[0]
     others = jnp.array([[0.7]])
-    targets = guided_targets(vae.config, jnp.array([angle]), others)
+    targets = guided_targets(vae.config.guided, jnp.array([angle]), others)
     found = vae.properties(np.concatenate([targets, np.zeros((1, 1))], axis=1))
     assert found["orientation"][0] == pytest.approx(angle, abs=1e-5)
     assert found["size"][0] == pytest.approx(float(vae.standard.center[0] + 0.7 * vae.standard.scale[0]), rel=1e-5)
@@ -143,8 +195,8 @@ def test_properties_undo_targets(trained, angle):
 def test_orientation_is_seamless_and_the_plain_angle_is_not():
     ends = jnp.array([0.5 * np.pi - 1e-3, -0.5 * np.pi + 1e-3])
     none = jnp.zeros((2, 0))
-    seamless = guided_targets(dataclasses.replace(CONFIG, guided=("orientation",)), ends, none)
-    plain = guided_targets(dataclasses.replace(CONFIG, guided=("angle",)), ends, none)
+    seamless = guided_targets(("orientation",), ends, none)
+    plain = guided_targets(("angle",), ends, none)
     assert np.abs(seamless[0] - seamless[1]).max() < 0.01
     assert np.abs(plain[0] - plain[1]).max() > 3.0
     np.testing.assert_allclose(wrapped(jnp.array([0.6, 0.6 + np.pi, 0.6 - 3 * np.pi])), 0.6, rtol=1e-5)
@@ -194,6 +246,7 @@ def test_files(trained, tmp_path):
         ({"batch_size": 0}, "batch_size = 0"),
         ({"guidance": -1.0}, "guidance = -1.0"),
         ({"stretch": 0.0}, "stretch = 0.0"),
+        ({"apertures": (0.5, 2.0)}, "no pixel within"),
     ],
 )
 def test_impossible_settings(change, said):

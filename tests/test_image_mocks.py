@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 
 from popsed_jax.cosmology import Cosmology
+from popsed_jax.observe.filters import load_filter
 from popsed_jax.observe.images import ImageConfig
+from popsed_jax.observe.operators import integrate_spectrum
 from popsed_jax.population.image_mocks import (
     KINDS,
     ImageMockConfig,
     build_image_survey,
+    is_red,
     old_population,
+    rest_magnitudes,
     simulate_image_mocks,
 )
 from popsed_jax.population.morphology import (
@@ -97,6 +101,32 @@ def test_an_old_population_is_red(forward, theta):
     assert np.mean(of_old[:, 1] / of_old[:, 3] < 1.02 * flux[:, 1] / flux[:, 3]) > 0.95
 
 
+def test_rest_frame_magnitudes_are_the_full_integral(forward, theta):
+    few = theta[:20]
+    found = rest_magnitudes(forward, few)
+    wave, curves = np.asarray(forward.galaxy.ssp.wave), [load_filter(name) for name in ("sdss_g0", "sdss_r0")]
+    spectra = [np.asarray(forward.galaxy.spectrum(jnp.asarray(one)), float) for one in few]
+    expected = -2.5 * np.log10([integrate_spectrum(wave, spectrum, 0.0, curves) for spectrum in spectra])
+    np.testing.assert_allclose(found, expected, atol=0.01)
+
+
+def test_red_is_redder_than_the_blue_edge_of_the_red_sequence(forward, theta):
+    config = ImageMockConfig()
+    red = is_red(forward, theta, config)
+    g, r = rest_magnitudes(forward, theta).T
+    np.testing.assert_array_equal(red, g - r > 0.63 - 0.02 * (r + 20.0))
+    assert 0.05 < red.mean() < 0.95
+    # By dust or by age.
+    clear = np.array(theta)
+    for name in ("tau_v", "tau_birth"):
+        clear[:, forward.space.index(name)] = 0.05
+    without = is_red(forward, clear, config).mean()
+    assert without < red.mean() - 0.1
+    assert without < is_red(forward, old_population(forward, theta), config).mean()
+    assert is_red(forward, theta, dataclasses.replace(config, spiral_color=(-np.inf, 0.0))).all()
+    assert is_red(forward, theta[:0], config).shape == (0,)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -149,6 +179,7 @@ def test_mocks_are_what_the_survey_sees():
     assert ssfr[2].max() < -11.0
     assert np.median(starburst["radius"]) < 0.4 * np.median(ordinary["radius"])
     assert spiral["bulge"].max() <= config.spiral_bulge
+    assert is_red(forward, mocks.theta[mocks.kind == 2], config).all()
     assert np.median(ordinary["bulge"][ssfr[0] < -11.5]) > 0.6
     color = mag[:, 0] - mag[:, 1]
     assert np.median(color[mocks.kind == 2]) > np.median(color[mocks.kind == 0])

@@ -2,7 +2,9 @@
 
 The rare kinds are what a search for anomalies is tried on. Compact starbursts are small galaxies of low mass that form a good
 part of their stars now, whose strong lines colour them (green peas: Cardamone+09, arXiv:0907.4155). Red spirals have the discs
-of spirals and the colours of old stars, seen not far from face-on: dust is no explanation (Masters+10, arXiv:0910.4113).
+of spirals and the colours of old stars, seen not far from face-on: neither dust nor a bulge explains their colour, and they are
+no recent post-starbursts (Masters+10, arXiv:0910.4113). Ordinary discs that dust makes as red are not of the class: they are what
+a search for it must not take.
 """
 
 from __future__ import annotations
@@ -14,15 +16,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from popsed_jax.observe.filters import load_filter
 from popsed_jax.observe.forward import ForwardModel, build_forward_model
 from popsed_jax.observe.images import ImageConfig, ImageSimulator, Shape, build_image_simulator, split_flux
 from popsed_jax.observe.noise import fit_noise_model
+from popsed_jax.observe.operators import LSUN_PER_HZ_AT_10PC, band_weights
 from popsed_jax.observe.selection import MagnitudeLimit, SelectionConfig
 from popsed_jax.population.batching import map_batches
 from popsed_jax.population.morphology import MorphologyConfig, Types, arcsec_per_kpc, sample_shapes, spheroid_ratio
 from popsed_jax.population.reference import Library, ReferenceConfig, build_library, draw_hyper, sample_reference
+from popsed_jax.sps.galaxy import GalaxyModel
 
 KINDS = ("ordinary", "compact starburst", "red spiral")
 _AT_ONCE = 256  # images
@@ -45,6 +50,9 @@ class ImageMockConfig:
         starburst_burst: range of the share of it that formed in the last few Myr.
         starburst_radius: range of their half-light radius [kpc].
         spiral_log_mass: range of the log10 of red spirals' mass in living stars [Msun].
+        spiral_color: red spirals are at least as red at rest: g - r in SDSS's bands at M_r = -20, and its slope in M_r, the blue
+            edge of the red sequence (Masters+10, sec. 2). Of galaxies that merely form no stars now, one in seven is bluer: a
+            post-starburst.
         spiral_bulge: largest share of a red spiral's light in its bulge.
         spiral_cos: least cosine of its inclination.
         images: how the survey takes images.
@@ -62,6 +70,7 @@ class ImageMockConfig:
     starburst_burst: tuple[float, float] = (0.05, 0.2)
     starburst_radius: tuple[float, float] = (0.3, 1.2)
     spiral_log_mass: tuple[float, float] = (10.3, 11.3)
+    spiral_color: tuple[float, float] = (0.63, -0.02)
     spiral_bulge: float = 0.12
     spiral_cos: float = 0.6
     images: ImageConfig = dataclasses.field(default_factory=ImageConfig)
@@ -168,6 +177,33 @@ def types_of(forward: ForwardModel, theta: Float[np.ndarray, "galaxy dim"]) -> T
     return Types(*map(jnp.asarray, columns))
 
 
+def rest_magnitudes(
+    forward: ForwardModel, theta: Float[np.ndarray, "galaxy dim"], filters: tuple[str, ...] = ("sdss_g0", "sdss_r0")
+) -> Float[np.ndarray, "galaxy filter"]:
+    """Absolute AB magnitudes in the galaxies' rest frame."""
+    wave = np.asarray(forward.galaxy.ssp.wave, float)
+    # The polynomials through any nodes add up to one: the whole filter.
+    weights = [band_weights(wave, each, each.wave[[0, -1]], 0.0).sum(axis=0) for each in map(load_filter, filters)]
+    model = forward.galaxy, jnp.asarray(np.stack(weights) * LSUN_PER_HZ_AT_10PC)
+    return -2.5 * np.log10(map_batches(_rest_flux, model, theta, _AT_ONCE))
+
+
+def is_red(
+    forward: ForwardModel, theta: Float[np.ndarray, "galaxy dim"], config: ImageMockConfig
+) -> Bool[np.ndarray, " galaxy"]:
+    """Whether galaxies are as red at rest as red spirals must be."""
+    if len(theta) == 0:
+        return np.zeros(0, bool)
+    g, r = rest_magnitudes(forward, theta).T
+    at, slope = config.spiral_color
+    return g - r > at + slope * (r + 20.0)
+
+
+def _rest_flux(model: tuple[GalaxyModel, Array], theta: Float[Array, "galaxy dim"]) -> Float[Array, "galaxy filter"]:
+    galaxy, weights = model
+    return jax.vmap(galaxy.spectrum)(theta) @ weights.T
+
+
 _Part = tuple[np.ndarray, Shape, np.ndarray]  # theta, shapes, bulges' shares
 
 
@@ -220,7 +256,8 @@ def _red_spirals(key: Array, forward: ForwardModel, library: Library, num: int, 
     for attempt in range(10):
         theta = np.asarray(sample_reference(keys[2 + attempt], (forward,), hyper, library, 3 * num))
         mass = np.asarray(types_of(forward, theta).log_mass)
-        kept.append(theta[(mass > config.spiral_log_mass[0]) & (mass < config.spiral_log_mass[1])])
+        theta = theta[(mass > config.spiral_log_mass[0]) & (mass < config.spiral_log_mass[1])]
+        kept.append(theta[is_red(forward, theta, config)])
         if sum(map(len, kept)) >= num:
             break
     theta = _enough(kept, num, KINDS[2])

@@ -8,6 +8,10 @@ is half the inverse variance of a Gaussian likelihood. sigma_p is the scatter of
 guided latent is the standardised parameter. Guided latents have no KL, and a spread of theirs would cost the reconstruction and
 gain nothing: they go to the decoder as they are.
 
+The loss is of stretched images, in which bright pixels saturate, and all bands of a bright centre are alike. Colours and
+concentrations are lost there, and with them most of what tells redshifts and types: the encoder alone is also shown the same
+pixels without saturation, and the light within a few apertures. Neither touches the decoder or the loss.
+
 Orientation has the period pi. Guiding one number to the angle, as in the original with its five latents, asks the network for a
 jump between images that are alike, at +-pi/2. Here "orientation" takes two latents, (cos 2 phi, sin 2 phi): the default has six.
 The original's way is there as "angle", to be compared. Without guided latents this is a plain variational autoencoder.
@@ -28,6 +32,7 @@ from jaxtyping import Array, Float
 
 from popsed_jax.population.batching import map_batches
 from popsed_jax.population.storage import WEIGHTS, StorageError, load_described, load_tree, save_described
+from popsed_jax.posteriors.apertures import Whitening, aperture_fluxes, fit_whitening
 from popsed_jax.posteriors.encoders import Moments
 from popsed_jax.posteriors.image_encoders import (
     ImageDecoder,
@@ -35,13 +40,19 @@ from popsed_jax.posteriors.image_encoders import (
     ImageNetworkConfig,
     init_image_networks,
 )
+from popsed_jax.posteriors.orientation import ANGLE_SCALE, ANGLES, guided_targets, turned
 from popsed_jax.posteriors.stages import Parts, Stage, StageState, run_stage
 
-ANGLES = ("orientation", "angle")
-FORMAT_VERSION = 2  # from 2 on, a description carries its own checksum
+FORMAT_VERSION = (
+    3  # from 2 on, a description carries its own checksum; from 3 on, encoders see more than stretched images
+)
 DESCRIPTION = "guided.json"
 STAGE = Stage("image VAE", ("encoder", "decoder"), num_steps=4000, learning_rate=2e-3, steps_per_chunk=100)
+# What files before version 3 do not say.
+_BEFORE: dict[str, Any] = {"unsaturated": False, "apertures": ()}
+_BEFORE_NETWORK: dict[str, Any] = {"num_blocks": 1}
 _MANY = 256  # images at once
+_FAINT = 1.0 / 3.0  # of unsaturated pixels, which are three times as bright at <max x> as saturated ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +67,9 @@ class GuidedConfig:
         guidance: b1.
         stretch: images enter as tanh(asinh(stretch x / <max x>)), <max x> the mean over the training's galaxies of the brightest
             pixel, in each band. The original has 10, for linear fluxes.
+        unsaturated: the encoder also sees asinh(stretch x / <max x>).
+        apertures: radii [pixel] of circles about the middle; the encoder also sees asinh(stretch x / <max x>) of the fluxes in
+            them, in every band, without correlations over the training's galaxies (whitened). May be none.
         symmetric: every batch is flipped and transposed at random, with the orientation.
         batch_size: images of a step.
         network: size of the networks.
@@ -66,6 +80,8 @@ class GuidedConfig:
     reconstruction: float = 10.0
     guidance: float = 50.0
     stretch: float = 10.0
+    unsaturated: bool = True
+    apertures: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 8.0, 12.0)
     symmetric: bool = True
     batch_size: int = 64
     network: ImageNetworkConfig = dataclasses.field(default_factory=ImageNetworkConfig)
@@ -85,6 +101,10 @@ class GuidedConfig:
                 raise ValueError(f"guided VAE: {name} = {getattr(self, name)} must not be negative")
         if not self.stretch > 0.0:
             raise ValueError(f"guided VAE: stretch = {self.stretch} must be positive")
+        if self.apertures and min(self.apertures) < np.sqrt(0.5):
+            raise ValueError(
+                f"guided VAE: apertures = {self.apertures} pixels: at least 0.71, or there is no pixel within"
+            )
 
     @property
     def num_guided(self) -> int:
@@ -95,6 +115,16 @@ class GuidedConfig:
     def latent(self) -> int:
         """All latents."""
         return self.num_guided + self.num_free
+
+    @property
+    def channels(self) -> int:
+        """Of the images that the encoder sees."""
+        return (1 + self.unsaturated) * self.network.num_bands
+
+    @property
+    def num_features(self) -> int:
+        """What the encoder sees besides images."""
+        return len(self.apertures) * self.network.num_bands
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -113,12 +143,14 @@ class GuidedData:
     """What a training draws its batches from.
 
     Attributes:
-        image: stretched.
+        image: without saturation.
+        features: of the apertures, which no flip or transposition changes.
         orientation: of the galaxies [rad]; zero where nothing is guided to it.
         others: what else latents are guided to, standardised, in the order of `GuidedConfig.guided`.
     """
 
     image: Float[Array, "galaxy row column band"]
+    features: Float[Array, "galaxy feature"]
     orientation: Float[Array, " galaxy"]
     others: Float[Array, "galaxy other"]
     config: GuidedConfig = flax.struct.field(pytree_node=False)
@@ -143,21 +175,32 @@ class GuidedVAE:
         parts: weights of "encoder" and "decoder".
         brightest: <max x> of each band, in the images' unit.
         standard: of the guided parameters.
+        whitening: of the apertures' fluxes, where there are apertures.
     """
 
     parts: Parts
     brightest: Float[Array, " band"]
     standard: Standard
+    whitening: Whitening | None
     config: GuidedConfig = flax.struct.field(pytree_node=False)
 
     def stretched(self, image: Float[Array, "*galaxy row column band"]) -> Float[Array, "*galaxy row column band"]:
-        """Images as the networks see them."""
-        return jnp.tanh(jnp.arcsinh(self.config.stretch * image / self.brightest))
+        """Images as the decoder gives them back."""
+        return jnp.tanh(self.unsaturated(image))
+
+    def unsaturated(self, image: Float[Array, "*galaxy row column band"]) -> Float[Array, "*galaxy row column band"]:
+        """The same before the tanh."""
+        return jnp.arcsinh(self.config.stretch * image / self.brightest)
+
+    def features(self, image: Float[Array, "galaxy row column band"]) -> Float[Array, "galaxy feature"]:
+        """What the encoder sees besides images."""
+        if self.whitening is None:
+            return jnp.zeros((len(image), 0))
+        return self.whitening(_aperture_logs(self, image))
 
     def moments(self, image: Float[Array, "galaxy row column band"]) -> Moments:
         """Latents of images; spreads are of the free latents alone."""
-        network = ImageEncoder(self.config.latent, self.config.network)
-        return cast(Moments, network.apply(self.parts["encoder"], self.stretched(image)))
+        return _encoded(self.config, self.parts, self.unsaturated(image), self.features(image))
 
     def decode(self, latent: Float[Array, "galaxy latent"]) -> Float[Array, "galaxy row column band"]:
         """Stretched images of latents."""
@@ -190,7 +233,7 @@ class GuidedVAE:
                 found[name] = 0.5 * np.arctan2(np.asarray(latent)[:, column + 1], values)
                 column += 1
             elif name == "angle":
-                found["orientation"] = values * _ANGLE_SCALE
+                found["orientation"] = values * ANGLE_SCALE
             else:
                 found[name] = np.asarray(self.standard.center)[other] + np.asarray(self.standard.scale)[other] * values
                 other += 1
@@ -198,63 +241,22 @@ class GuidedVAE:
         return found
 
 
-_ANGLE_SCALE = np.pi / np.sqrt(12.0)  # scatter of angles between -pi/2 and pi/2
-_VECTOR_SCALE = np.sqrt(0.5)  # of their (cos 2 phi, sin 2 phi)
-
-
-def guided_targets(
-    config: GuidedConfig, orientation: Float[Array, " galaxy"], others: Float[Array, "galaxy other"]
-) -> Float[Array, "galaxy guided"]:
-    """(p - mean) / sigma_p of everything that latents are guided to, in the latents' order."""
-    columns, other = [], 0
-    for name in config.guided:
-        if name == "orientation":
-            columns += [jnp.cos(2.0 * orientation) / _VECTOR_SCALE, jnp.sin(2.0 * orientation) / _VECTOR_SCALE]
-        elif name == "angle":
-            columns.append(wrapped(orientation) / _ANGLE_SCALE)
-        else:
-            columns.append(others[:, other])
-            other += 1
-    return jnp.stack(columns, axis=1) if columns else jnp.zeros((len(others), 0))
-
-
-def wrapped(angle: Float[Array, "*galaxy"]) -> Float[Array, "*galaxy"]:
-    """An angle of period pi, between -pi/2 and pi/2."""
-    return angle - np.pi * jnp.floor(angle / np.pi + 0.5)
-
-
-def turned(
-    which: Array, image: Float[Array, "galaxy row column band"], orientation: Float[Array, " galaxy"]
-) -> tuple[Float[Array, "galaxy row column band"], Float[Array, " galaxy"]]:
-    """One of the eight flips and transpositions of square images, and the orientations [rad] that go with it.
-
-    Args:
-        which: 0 to 7; 0 leaves all as it is.
-    """
-    rows, columns, transposed = which % 2 == 1, (which // 2) % 2 == 1, which // 4 == 1
-    image = jnp.where(rows, image[:, ::-1], image)
-    image = jnp.where(columns, image[:, :, ::-1], image)
-    angle = jnp.where(rows != columns, -orientation, orientation)
-    image = jnp.where(transposed, jnp.swapaxes(image, 1, 2), image)
-    return image, jnp.where(transposed, 0.5 * np.pi - angle, angle)
-
-
 def guided_loss(parts: Parts, key: Array, data: GuidedData) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The module's L on one batch, and its three terms without their weights."""
     config = data.config
     keys = jax.random.split(key, 3)
     pick = jax.random.randint(keys[0], (config.batch_size,), 0, len(data.image))
-    image, orientation = data.image[pick], data.orientation[pick]
+    logs, orientation = data.image[pick], data.orientation[pick]
     if config.symmetric:
-        image, orientation = turned(jax.random.randint(keys[1], (), 0, 8), image, orientation)
-    moments = cast(Moments, ImageEncoder(config.latent, config.network).apply(parts["encoder"], image))
+        logs, orientation = turned(jax.random.randint(keys[1], (), 0, 8), logs, orientation)
+    moments = _encoded(config, parts, logs, data.features[pick])
     guided, free = jnp.split(moments.mean, [config.num_guided], axis=1)
     spread = Moments(free, moments.log_var[:, config.num_guided :])
     latent = jnp.concatenate([guided, spread.sample(keys[2], 1)[:, 0]], axis=1)
     again = cast(Array, ImageDecoder(config.network).apply(parts["decoder"], latent))
-    error = jnp.mean(jnp.sum((again - image) ** 2, axis=(1, 2, 3)))
+    error = jnp.mean(jnp.sum((again - jnp.tanh(logs)) ** 2, axis=(1, 2, 3)))
     divergence = jnp.mean(spread.kl_to_prior())
-    targets = guided_targets(config, orientation, data.others[pick])
+    targets = guided_targets(config.guided, orientation, data.others[pick])
     guidance = jnp.mean((guided - targets) ** 2) if config.num_guided else jnp.zeros(())
     loss = config.reconstruction * error + divergence + config.guidance * guidance
     return loss, {"reconstruction": error, "divergence": divergence, "guidance": guidance}
@@ -287,12 +289,15 @@ def start_guided(
     if set(ANGLES) & set(config.guided):
         orientation = _column(truth, "orientation", len(image))
     standard = Standard(jnp.asarray(others.mean(axis=0)), jnp.asarray(others.std(axis=0)))
-    parts = init_image_networks(key, config.latent, config.network)
-    vae = GuidedVAE(parts, jnp.asarray(brightest), standard, config)
-    stretched = map_batches(GuidedVAE.stretched, vae, image, _MANY)
+    parts = init_image_networks(key, config.latent, config.network, config.channels, config.num_features)
+    vae = GuidedVAE(parts, jnp.asarray(brightest), standard, None, config)
+    if config.apertures:
+        vae = dataclasses.replace(vae, whitening=fit_whitening(map_batches(_aperture_logs, vae, image, _MANY)))
+    logs, features = (map_batches(each, vae, image, _MANY) for each in (GuidedVAE.unsaturated, GuidedVAE.features))
     scaled = (others - others.mean(axis=0)) / others.std(axis=0)
-    columns = jnp.asarray(orientation, jnp.float32), jnp.asarray(scaled, jnp.float32)
-    return vae, GuidedData(jnp.asarray(stretched), *columns, config)
+    named = {"image": logs, "features": features, "orientation": orientation, "others": scaled}
+    arrays = {name: jnp.asarray(each, jnp.float32) for name, each in named.items()}
+    return vae, GuidedData(**arrays, config=config)
 
 
 def fit_guided(
@@ -317,7 +322,7 @@ def save_guided(folder: Path | str, vae: GuidedVAE, meta: Mapping[str, Any]) -> 
         meta: what else to say, in JSON's types.
     """
     fields = {"config": dataclasses.asdict(vae.config), "meta": dict(meta)}
-    tree = (vae.parts, vae.brightest, vae.standard)
+    tree = (vae.parts, vae.brightest, vae.standard, vae.whitening)
     save_described(Path(folder), tree, DESCRIPTION, "guided VAE", FORMAT_VERSION, fields)
 
 
@@ -330,17 +335,33 @@ def load_guided(folder: Path | str) -> tuple[GuidedVAE, dict[str, Any]]:
     path = Path(folder) / DESCRIPTION
     fields = load_described(path, "guided VAE", FORMAT_VERSION, "train an autoencoder and save it there first")
     try:
-        raw = dict(fields["config"])
-        network = dict(raw["network"])
+        raw = _BEFORE | dict(fields["config"])
+        network = _BEFORE_NETWORK | dict(raw["network"])
         network["channels"] = tuple(network["channels"])
-        config = GuidedConfig(**raw | {"guided": tuple(raw["guided"]), "network": ImageNetworkConfig(**network)})
+        raw |= {"guided": tuple(raw["guided"]), "apertures": tuple(raw["apertures"])}
+        config = GuidedConfig(**raw | {"network": ImageNetworkConfig(**network)})
         meta = dict(fields["meta"])
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(f"{path} is damaged: {error}") from None
     num = len(set(config.guided) - set(ANGLES))
-    parts = init_image_networks(jax.random.key(0), config.latent, config.network)
-    like = (parts, jnp.zeros(config.network.num_bands), Standard(jnp.zeros(num), jnp.zeros(num)))
+    parts = init_image_networks(jax.random.key(0), config.latent, config.network, config.channels, config.num_features)
+    standard = Standard(jnp.zeros(num), jnp.zeros(num))
+    num = config.num_features
+    whitening = Whitening(jnp.zeros(num), jnp.zeros((num, num))) if num else None
+    like = (parts, jnp.zeros(config.network.num_bands), standard, whitening)
     return GuidedVAE(*load_tree(path.parent / WEIGHTS, like), config), meta
+
+
+def _encoded(config: GuidedConfig, parts: Parts, logs: Array, features: Array) -> Moments:
+    """Latents of unsaturated images and features."""
+    seen = [jnp.tanh(logs)] + [_FAINT * logs] * config.unsaturated
+    network = ImageEncoder(config.latent, config.network)
+    return cast(Moments, network.apply(parts["encoder"], jnp.concatenate(seen, axis=-1), features))
+
+
+def _aperture_logs(vae: GuidedVAE, image: Array) -> Float[Array, "galaxy feature"]:
+    fluxes = aperture_fluxes(image, vae.config.apertures)
+    return jnp.arcsinh(vae.config.stretch * fluxes / vae.brightest).reshape(len(image), -1)
 
 
 def _means(vae: GuidedVAE, image: Array) -> Array:

@@ -28,6 +28,7 @@ class ImageNetworkConfig:
         channels: features after each halving of the resolution; the decoder has the same in reverse.
         bottleneck: features of each place at the lowest resolution, where convolutions hand over to dense layers.
         hidden: width of the dense layers.
+        num_blocks: residual blocks of the encoder's dense layers.
     """
 
     size: int = 32
@@ -35,12 +36,13 @@ class ImageNetworkConfig:
     channels: tuple[int, ...] = (12, 24, 48)
     bottleneck: int = 16
     hidden: int = 96
+    num_blocks: int = 2
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
         if not self.channels or min(self.channels) < 1:
             raise ValueError(f"image network: channels = {self.channels} must be one or more positive numbers")
-        for name in ("num_bands", "bottleneck", "hidden"):
+        for name in ("num_bands", "bottleneck", "hidden", "num_blocks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"image network: {name} = {getattr(self, name)} must be at least 1")
         halvings = 2 ** len(self.channels)
@@ -57,21 +59,32 @@ class ImageNetworkConfig:
 
 
 class ImageEncoder(nn.Module):
-    """Strided convolutions down to a few places, then dense layers: an image to normal distributions of its latents."""
+    """Strided convolutions down to a few places, then dense layers: an image to normal distributions of its latents.
+
+    What convolutions see badly, fluxes within apertures say, can be given to the dense layers besides.
+    """
 
     latent: int
     config: ImageNetworkConfig
 
     @nn.compact
-    def __call__(self, image: Float[Array, "galaxy row column band"]) -> Moments:
-        """One distribution a galaxy."""
+    def __call__(
+        self, image: Float[Array, "galaxy row column channel"], features: Float[Array, "galaxy feature"]
+    ) -> Moments:
+        """One distribution a galaxy.
+
+        Args:
+            image: any number of channels.
+            features: any number, standardised; may be none.
+        """
         x = image
-        for i, features in enumerate(self.config.channels):
-            x = nn.Dense(features)(patches(x, 4, 2))
+        for i, num in enumerate(self.config.channels):
+            x = nn.Dense(num)(patches(x, 4, 2))
             # The first layer sees the pixels' values: a norm there would hide how bright the galaxy is.
             x = nn.gelu(x if i == 0 else nn.LayerNorm()(x))
         x = nn.gelu(nn.Dense(self.config.bottleneck)(x)).reshape(len(image), -1)
-        return MomentsLayer(self.latent)(nn.gelu(residual(x, self.config.hidden, 1)))
+        x = residual(jnp.concatenate([x, features], axis=1), self.config.hidden, self.config.num_blocks)
+        return MomentsLayer(self.latent)(nn.gelu(x))
 
 
 class ImageDecoder(nn.Module):
@@ -115,12 +128,19 @@ def double_resolution(x: Float[Array, "galaxy row column features"]) -> Float[Ar
     return jnp.transpose(x, (0, 1, 3, 2, 4, 5)).reshape(num, 2 * rows, 2 * columns, features // 4)
 
 
-@partial(jax.jit, static_argnames=("latent", "config"))
-def init_image_networks(key: Array, latent: int, config: ImageNetworkConfig) -> dict[str, object]:
-    """Weights of both networks by name: "encoder", "decoder"."""
+@partial(jax.jit, static_argnames=("latent", "config", "channels", "features"))
+def init_image_networks(
+    key: Array, latent: int, config: ImageNetworkConfig, channels: int, features: int
+) -> dict[str, object]:
+    """Weights of both networks by name: "encoder", "decoder".
+
+    Args:
+        channels: of the images that the encoder sees.
+        features: that it sees besides.
+    """
     keys = jax.random.split(key)
-    image = jnp.zeros((1, config.size, config.size, config.num_bands))
+    image = jnp.zeros((1, config.size, config.size, channels))
     return {
-        "encoder": ImageEncoder(latent, config).init(keys[0], image),
+        "encoder": ImageEncoder(latent, config).init(keys[0], image, jnp.zeros((1, features))),
         "decoder": ImageDecoder(config).init(keys[1], jnp.zeros((1, latent))),
     }
