@@ -19,6 +19,7 @@ from popsed_jax.observe.missing import build_missing_bands
 from popsed_jax.observe.noise import fit_noise_model
 from popsed_jax.population.galaxies import SurveyGalaxies
 from popsed_jax.population.objective import Problem
+from popsed_jax.population.reference import sample_uncertain
 from popsed_jax.population.survey import Floor, Observations, prepare_survey
 from popsed_jax.population.zero_points import ZeroPointConfig, ZeroPoints, fit_zero_points
 
@@ -26,6 +27,8 @@ from popsed_jax.population.zero_points import ZeroPointConfig, ZeroPoints, fit_z
 # of wavelength cannot say is left in those measured with such a function.
 _TEMPLATES = 0.03
 _TEMPLATES_MEASURED = 0.015
+# Draws of the reference, and sets of its hyper-parameters, that hold the fits from which zero points are measured.
+_NUM_POPULATION, _NUM_HYPER = 4000, 4
 
 
 class Prepared(NamedTuple):
@@ -131,14 +134,20 @@ def measure_zero_points(
         )
     used, model = choose_spectra(catalog, survey, config.fit.seed), calibration_of(catalog, survey)
     assert catalog.redshift is not None  # choose_spectra found some
+    forward = build_survey(catalog, config, number)
+    population = None
+    if config.reference.kind == "physical":
+        key = jax.random.key(config.fit.seed)
+        population = sample_uncertain(key, (forward,), config.reference, _NUM_POPULATION, _NUM_HYPER)
     found = fit_zero_points(
-        build_survey(catalog, config, number),
+        forward,
         model,
         catalog.flux[used],
         catalog.flux_error[used],
         catalog.redshift[used],
         ZeroPointConfig(seed=config.fit.seed),
         callback,
+        population,
     )
     measured = survey.calibration.template_sigma > 0.0
     left = _TEMPLATES_MEASURED if measured else _TEMPLATES

@@ -15,7 +15,7 @@ from popsed_jax.observe.noise import fit_noise_model
 from popsed_jax.observe.photometry import build_photometry_table
 from popsed_jax.observe.selection import SelectionConfig
 from popsed_jax.population.survey import SpectroscopyConfig
-from popsed_jax.population.zero_points import ZeroPointConfig, ZeroPoints, fit_zero_points
+from popsed_jax.population.zero_points import ZeroPointConfig, ZeroPoints, _build_prior, fit_zero_points
 from popsed_jax.settings import from_mapping, to_mapping
 
 NAMES = ("u", "g", "r", "i", "z", "J", "H", "Ks")
@@ -90,6 +90,26 @@ def test_they_start_from_what_is_known(forward, survey):
     np.testing.assert_allclose(found.offset, WRONG, atol=0.02)
 
 
+def test_a_population_holds_the_fits(forward, survey):
+    """Its own draws are as far from the prior as a normal distribution's; zero points come back under it."""
+    space = forward.space
+    population = space.sample_flat(jax.random.key(4), 4000)
+    known = np.asarray(population[:, space.index("redshift")], float)
+    held = np.array([name in ("redshift", "log_mass") for name in space.names])
+    prior, spread = _build_prior(space, known, held, population)
+    away = (np.asarray(space.to_u(population), float) - prior.mean) @ prior.root.T
+    assert np.mean(np.sum(away**2, axis=1)) == pytest.approx(np.sum(~held), rel=0.05)
+    free = np.ix_(~held, ~held)
+    np.testing.assert_allclose((prior.root @ spread)[free], np.eye(np.sum(~held)), atol=1e-6)
+    assert not prior.root[held].any()
+    found, weak = (
+        fit_zero_points(forward, calibration(), *survey, QUICK, population=draws) for draws in (population, None)
+    )
+    np.testing.assert_allclose(found.offset, WRONG, atol=0.04)
+    assert np.mean(found.error) < 1.5 * np.mean(weak.error)
+    assert not np.array_equal(found.offset, weak.offset)
+
+
 def test_the_same_numbers_again(forward, survey):
     quick = dataclasses.replace(QUICK, num_rounds=1)
     first, second = (fit_zero_points(forward, calibration(), *survey, quick) for _ in range(2))
@@ -130,8 +150,8 @@ def test_settings_start_from_what_was_measured(monkeypatch):
     """The command's work, but for the fits: which galaxies, and where the numbers go."""
     seen = {}
 
-    def measured(forward, model, flux, error, redshift, settings, callback):
-        seen["num"], seen["bands"] = len(redshift), flux.shape[1]
+    def measured(forward, model, flux, error, redshift, settings, callback, population):
+        seen["num"], seen["bands"], seen["draws"] = len(redshift), flux.shape[1], population
         found = np.array([0.04, -0.01, 0.0, 0.01, 0.02])
         error, wave = np.where(found == 0.0, 0.0, 0.004), np.exp(np.asarray(model.knots))
         bent, scatter = np.where(wave > 5000.0, 0.02, 0.0), np.full(5, 0.03)
@@ -139,13 +159,14 @@ def test_settings_start_from_what_was_measured(monkeypatch):
 
     monkeypatch.setattr(surveys, "fit_zero_points", measured)
     monkeypatch.setattr(surveys, "build_survey", lambda *_: None)
+    monkeypatch.setattr(surveys, "sample_uncertain", lambda *_: "the reference's draws")
     config = pj.default_config()
     catalog = pj.read_catalog(config.catalog)
     with pytest.raises(ValueError, match="fraction = 0 lets the fit see no redshifts"):
         surveys.measure_zero_points(catalog, config)
     config = dataclasses.replace(config, spectroscopy=SpectroscopyConfig(0.05))
     settings, _ = surveys.measure_zero_points(catalog, config)
-    assert seen == {"num": 500, "bands": 5}
+    assert seen == {"num": 500, "bands": 5, "draws": "the reference's draws"}
     assert settings.calibration.offset_means == {"u": 0.04, "g": -0.01, "r": 0.0, "i": 0.01, "z": 0.02}
     assert settings.calibration.offset_sigmas == pytest.approx(
         {"u": 0.0303, "g": 0.0303, "r": 0.0, "i": 0.0303, "z": 0.0303}
@@ -157,5 +178,8 @@ def test_settings_start_from_what_was_measured(monkeypatch):
     assert settings.calibration.template_means == (0.0, 0.02, 0.02)
     assert settings.calibration.template_sigma == pytest.approx(np.hypot(0.015, 0.01 * np.sqrt(2 / 3)), abs=1e-4)
     assert settings.calibration.offset_sigmas["u"] == pytest.approx(0.0155, abs=1e-4)
+    flat = dataclasses.replace(config, reference=dataclasses.replace(config.reference, kind="flat"))
+    surveys.measure_zero_points(catalog, flat)
+    assert seen["draws"] is None
     again = from_mapping(pj.RunConfig, to_mapping(settings))
     assert again == settings

@@ -221,6 +221,25 @@ class _Proposal(NamedTuple):
     cumulative: np.ndarray
 
 
+def sample_uncertain(
+    key: Array, surveys: tuple[ForwardModel, ...], config: ReferenceConfig, num: int, num_hyper: int
+) -> Float[Array, "num dim"]:
+    """Draws in random order of so many references, each with hyper-parameters of its own. Args and errors: `sample_reference`."""
+    key_library, key_hyper, key_draw, key_order = jax.random.split(key, 4)
+    library, each = build_library(key_library, surveys[0], config), -(-num // num_hyper)
+    draws = [
+        sample_reference(
+            jax.random.fold_in(key_draw, i),
+            surveys,
+            draw_hyper(jax.random.fold_in(key_hyper, i), config),
+            library,
+            each,
+        )
+        for i in range(num_hyper)
+    ]
+    return jax.random.permutation(key_order, jnp.concatenate(draws))[:num]
+
+
 def build_library(key: Array, forward: ForwardModel, config: ReferenceConfig) -> Library:
     """Draw histories from the model's own prior, bursts as small as the literature has them, and sort them."""
     space = forward.space

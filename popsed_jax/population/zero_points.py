@@ -21,11 +21,16 @@ from jaxtyping import Array, Float
 from popsed_jax._random import normal
 from popsed_jax.observe.calibration import CalibrationModel
 from popsed_jax.observe.forward import ForwardModel
+from popsed_jax.parameters import ParameterSpace
 from popsed_jax.population.batching import map_batches
 
 FEWEST = 40  # galaxies from which a mean residual is worth having
 _HELD = ("redshift", "log_mass")  # given, and found in closed form
-_PRIOR_WIDTH = 3.0  # of the other unconstrained parameters, against 1 of the flat prior: nearly free within the bounds
+_PRIOR_WIDTH = (
+    3.0  # of the other unconstrained parameters without a population, against 1 of the flat prior: nearly free
+)
+_FARTHEST = 4.0  # of a population's unconstrained parameters: values on a bound are no outliers
+_LEAST_WIDTH = 0.1  # of a population in any of them
 _TOGETHER = 1200  # fits in one piece: the default sample is two, one for each of two cores
 _NUM_PARTS = 4
 _FASTER = 1.5  # than what a round finds: the fits take back about a third of any move
@@ -100,11 +105,13 @@ def fit_zero_points(
     redshift: Float[np.ndarray, " galaxy"],
     config: ZeroPointConfig = ZeroPointConfig(),
     callback: Callable[[int, float], None] | None = None,
+    population: Float[Array, "num dim"] | None = None,
 ) -> ZeroPoints:
     """Zero points and template errors that galaxies of known redshift ask for.
 
-    Each galaxy is fitted at its redshift under a weak prior, with a loss that outliers do not rule; from the residuals follows,
-    by weighted least squares, how zero points and template errors have to move, and so on.
+    Each galaxy is fitted at its redshift with a loss that outliers do not rule; from the residuals follows, by weighted least
+    squares, how zero points and template errors have to move, and so on. What all galaxies' colours have in common, a slope with
+    wavelength above all, could be zero points as well as dust or age: there the prior of the fits decides.
 
     Args:
         model: says which band is pinned, and how wrong templates may be: without a prior, a slope of their errors with
@@ -112,6 +119,8 @@ def fit_zero_points(
         flux, error: [maggies]; NaN where a galaxy lacks the band.
         redshift: NaN where it is not known.
         callback: is told the rounds done and the largest step [mag] after each.
+        population: theta of galaxies like these, whose mean and covariance at each redshift are the prior of the fits; None: next
+            to no prior.
 
     Raises:
         ValueError: fewer than 40 galaxies with a redshift inside the bounds and two thirds of the bands.
@@ -127,7 +136,8 @@ def fit_zero_points(
     chosen = np.random.default_rng(config.seed).permutation(np.flatnonzero(usable))[: config.max_galaxies]
     flux, error, there, redshift = flux[chosen], error[chosen], there[chosen], redshift[chosen]
     width = np.where(there, _MAG * np.hypot(np.where(there, error / flux, 1.0), config.floor), np.inf)
-    fits = _Fits(forward, np.where(there, -_MAG * np.log(np.where(there, flux, 1.0)), 0.0), width, redshift, config)
+    mags = np.where(there, -_MAG * np.log(np.where(there, flux, 1.0)), 0.0)
+    fits = _Fits(forward, mags, width, redshift, config, population)
     # Each part of the galaxies finds its own: how these differ is their error, fits' freedom and all.
     part = np.arange(len(chosen)) % _NUM_PARTS
     pinned = int(np.argmin(np.asarray(model.offset_sigma)))
@@ -198,6 +208,40 @@ class _Moves:
         return found[: self.bands], self.sigma * found[self.bands :]
 
 
+class _Prior(NamedTuple):
+    """Normal distribution of a galaxy's unconstrained parameters about a mean of its own.
+
+    Attributes:
+        root: of the inverse covariance, zero for what is held: |root (u - mean)|^2 is the squared distance in widths.
+    """
+
+    mean: Float[np.ndarray, "galaxy dim"]
+    root: Float[np.ndarray, "dim dim"]
+
+
+def _build_prior(
+    space: ParameterSpace,
+    redshift: Float[np.ndarray, " galaxy"],
+    held: np.ndarray,
+    population: Float[Array, "num dim"] | None,
+) -> tuple[_Prior, Float[np.ndarray, "dim dim"]]:
+    """The prior of the fits, and a root of its covariance."""
+    moving = ~held
+    if population is None:
+        width = _PRIOR_WIDTH * np.eye(len(space))
+        return _Prior(np.zeros((len(redshift), len(space))), np.diag(moving / _PRIOR_WIDTH)), width
+    u = np.clip(np.asarray(space.to_u(population), float), -_FARTHEST, _FARTHEST)
+    known = np.asarray(population[:, space.index("redshift")], float)
+    middle = np.log1p(known).mean()
+    terms, galaxies = (np.vander(np.log1p(z) - middle, 3) for z in (known, redshift))
+    slopes = np.linalg.lstsq(terms, u, rcond=None)[0]
+    covariance = np.cov((u - terms @ slopes)[:, moving], rowvar=False) + _LEAST_WIDTH**2 * np.eye(moving.sum())
+    root, spread = np.zeros((2, len(space), len(space)))
+    spread[np.ix_(moving, moving)] = np.linalg.cholesky(covariance)
+    root[np.ix_(moving, moving)] = np.linalg.inv(np.linalg.cholesky(covariance))
+    return _Prior(galaxies @ slopes, root), spread
+
+
 class _Fits:
     """The galaxies' fits, each going on from where the last ones ended."""
 
@@ -208,31 +252,36 @@ class _Fits:
         width: Float[np.ndarray, "galaxy band"],
         redshift: Float[np.ndarray, " galaxy"],
         config: ZeroPointConfig,
+        population: Float[Array, "num dim"] | None,
     ):
         self.forward, self.mags, self.width, self.config = forward, mags, width, config
         space = forward.space
-        u = normal(jax.random.key(config.seed), (len(mags), config.num_starts, len(space)))
-        middle = jnp.zeros((1, len(space)))
-        theta = jnp.repeat(space.to_theta(middle), len(mags), axis=0).at[:, space.index("redshift")].set(redshift)
+        theta = jnp.repeat(space.to_theta(jnp.zeros((1, len(space)))), len(mags), axis=0)
+        fixed = np.asarray(space.to_u(theta.at[:, space.index("redshift")].set(redshift)))
         self.held = np.array([name in _HELD for name in space.names])
+        self.prior, spread = _build_prior(space, redshift, self.held, population)
+        noise = np.asarray(normal(jax.random.key(config.seed), (len(mags), config.num_starts, len(space))))
+        starts = self.prior.mean[:, None] + noise @ spread.T
         # What is held, the mass at its middle among it, is the same for all starts of a galaxy.
-        self.u = np.where(self.held, np.asarray(space.to_u(theta))[:, None], np.asarray(u))
+        self.u = np.where(self.held, fixed[:, None], starts)
 
     def residual(self, shift: np.ndarray, num_steps: int) -> Float[np.ndarray, "galaxy band"]:
         """Data minus best fit with these shifts of the model [mag]; 0 where a galaxy lacks the band."""
-        galaxies = (self.u, self.mags - shift, self.width)
+        galaxies = (self.u, self.mags - shift, self.width, self.prior.mean)
         fit = _fitter(self.config.learning_rate, num_steps, tuple(self.held.tolist()))
-        self.u, cost, residual = map_batches(fit, self.forward, galaxies, max(1, _TOGETHER // self.u.shape[1]))
+        given = (self.forward, jnp.asarray(self.prior.root))
+        self.u, cost, residual = map_batches(fit, given, galaxies, max(1, _TOGETHER // self.u.shape[1]))
         best = np.argmin(cost, axis=1)
         return np.where(np.isfinite(self.width), residual[np.arange(len(best)), best], 0.0)
 
 
 @cache
-def _fitter(rate: float, num_steps: int, held: tuple[bool, ...]) -> Callable[[ForwardModel, Any], Any]:
+def _fitter(rate: float, num_steps: int, held: tuple[bool, ...]) -> Callable[[tuple[ForwardModel, Array], Any], Any]:
     """Fits of so many steps, one function for each number: a fresh one would compile anew."""
     moving = ~np.array(held)
 
-    def losses(u: Array, forward: ForwardModel, mags: Array, width: Array) -> tuple[Array, Array]:
+    def losses(u: Array, given: tuple[ForwardModel, Array], galaxies: tuple[Array, ...]) -> tuple[Array, Array]:
+        (forward, root), (mags, width, mean) = given, galaxies
         flat = u.reshape(-1, u.shape[-1])
         flux = forward.flux(forward.space.to_theta(flat))[:, : forward.num_bands]
         residual = mags[:, None] + _MAG * jnp.log(flux).reshape(*u.shape[:2], -1)
@@ -244,19 +293,19 @@ def _fitter(rate: float, num_steps: int, held: tuple[bool, ...]) -> Callable[[Fo
         chi = residual / width[:, None]
         # Twice the square root beyond one sigma: no band rules alone.
         cost = jnp.sum(2.0 * (jnp.sqrt(1.0 + chi**2) - 1.0), axis=-1)
-        return cost + 0.5 * jnp.sum(moving * (u / _PRIOR_WIDTH) ** 2, axis=-1), residual
+        return cost + 0.5 * jnp.sum(((u - mean[:, None]) @ root.T) ** 2, axis=-1), residual
 
-    def fit(forward: ForwardModel, piece: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        u, mags, width = piece
+    def fit(given: tuple[ForwardModel, Array], piece: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+        u, *galaxies = piece
         optimiser = optax.adam(optax.cosine_decay_schedule(rate, num_steps))
 
         def step(state: tuple[Array, Any], _: None) -> tuple[tuple[Array, Any], None]:
             u, opt_state = state
-            slope = jax.grad(lambda u: jnp.sum(losses(u, forward, mags, width)[0]))(u)
+            slope = jax.grad(lambda u: jnp.sum(losses(u, given, tuple(galaxies))[0]))(u)
             updates, opt_state = optimiser.update(moving * slope, opt_state)
             return (cast(Array, optax.apply_updates(u, updates)), opt_state), None
 
         (u, _), _ = jax.lax.scan(step, (u, optimiser.init(u)), length=num_steps)
-        return u, *losses(u, forward, mags, width)
+        return u, *losses(u, given, tuple(galaxies))
 
     return fit

@@ -23,7 +23,7 @@ from popsed_jax.observe.forward import ForwardModel
 from popsed_jax.observe.missing import MissingBands
 from popsed_jax.observe.noise import NoiseModel
 from popsed_jax.population.batching import map_batches
-from popsed_jax.population.reference import ReferenceConfig, build_library, draw_hyper, sample_reference
+from popsed_jax.population.reference import ReferenceConfig, sample_uncertain
 from popsed_jax.posteriors.pixels import SpectrumGrid, build_grid, observed_flux
 from popsed_jax.posteriors.simulate import fewer_bands, noisier_bands
 from popsed_jax.posteriors.survey import Photometry
@@ -189,14 +189,7 @@ def build_mocks(
     Raises:
         ValueError: the selection keeps next to nothing of the reference.
     """
-    key_library, key_hyper, key_draw, key_order = jax.random.split(key, 4)
-    library = build_library(key_library, forward, reference)
-    num = -(-config.num_galaxies // config.num_hyper)
-    draws = []
-    for i in range(config.num_hyper):
-        hyper = draw_hyper(jax.random.fold_in(key_hyper, i), reference)
-        draws.append(sample_reference(jax.random.fold_in(key_draw, i), (forward,), hyper, library, num))
-    theta = jax.random.permutation(key_order, jnp.concatenate(draws))[: config.num_galaxies]
+    theta = sample_uncertain(key, (forward,), reference, config.num_galaxies, config.num_hyper)
     grid = build_grid([load_filter(name) for name in forward.table.filters[: forward.num_bands]], config.num_pixels)
     return mocks_of(forward, bands, theta, grid, config)
 
