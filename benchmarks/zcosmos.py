@@ -88,8 +88,9 @@ def settings(
         parameters={"redshift": (0.01, 1.6)},
         noise=NoiseConfig(floor=0.03),
         # The absolute photometry is good to 6 % (Capak+07); totals from one difference of magnitudes add to it.
+        # Redshifts tell narrow errors of the templates, which photometry alone does not.
         calibration=pj.CalibrationConfig(
-            offset_sigma=0.05, template_sigma=0.05, template_knots=24, floor_sigma=0.2, pinned="i"
+            offset_sigma=0.05, template_sigma=0.05, template_knots=24 if fraction else 12, floor_sigma=0.2, pinned="i"
         ),
         spectroscopy=SpectroscopyConfig(fraction),
         # Templates that are not these galaxies' leave the distance above its target all the time: the KL, which is there to
