@@ -20,7 +20,7 @@ from popsed_jax.posteriors.guided import (
     start_guided,
 )
 from popsed_jax.posteriors.image_encoders import ImageDecoder, ImageNetworkConfig
-from popsed_jax.posteriors.orientation import guided_targets, turned, wrapped
+from popsed_jax.posteriors.orientation import guided_targets, turned, without_angle, wrapped
 from popsed_jax.posteriors.stages import Stage
 
 NETWORK = ImageNetworkConfig(size=16, num_bands=2, channels=(8, 12), bottleneck=8, hidden=32)
@@ -200,6 +200,17 @@ def test_orientation_is_seamless_and_the_plain_angle_is_not():
     assert np.abs(seamless[0] - seamless[1]).max() < 0.01
     assert np.abs(plain[0] - plain[1]).max() > 3.0
     np.testing.assert_allclose(wrapped(jnp.array([0.6, 0.6 + np.pi, 0.6 - 3 * np.pi])), 0.6, rtol=1e-5)
+
+
+def test_latents_without_angle_do_not_turn():
+    others, free = jnp.array([[0.7], [-0.2]]), np.array([[0.1, 0.2], [0.3, 0.4]])
+    for guided, expected in ((("size", "orientation"), [0.7, 1.0]), (("angle", "size"), [0.7]), (("size",), [0.7])):
+        kept = []
+        for angle in (0.3, -1.2):
+            targets = np.asarray(guided_targets(guided, jnp.full(2, angle), others))
+            kept.append(without_angle(guided, np.concatenate([targets, free], axis=1)))
+        np.testing.assert_allclose(*kept, atol=1e-5)
+        np.testing.assert_allclose(kept[0][0], [*expected, 0.1, 0.2], atol=1e-5)
 
 
 def test_the_plain_autoencoder_is_told_nothing():

@@ -33,6 +33,26 @@ def guided_targets(
     return jnp.stack(columns, axis=1) if columns else jnp.zeros((len(others), 0))
 
 
+def without_angle(
+    guided: tuple[str, ...], latent: Float[np.ndarray, "galaxy latent"]
+) -> Float[np.ndarray, "galaxy fewer"]:
+    """Latents without what says how a galaxy lies, which is no part of what it is.
+
+    (cos 2 phi, sin 2 phi) become their length: near one for elongated galaxies, zero for round ones. A plain angle is left out.
+
+    Args:
+        guided: as in `guided_targets`.
+    """
+    columns, at = [], 0
+    for name in guided:
+        if name == "orientation":
+            columns.append(np.hypot(latent[:, at], latent[:, at + 1])[:, None] * _VECTOR_SCALE)
+        elif name != "angle":
+            columns.append(latent[:, at : at + 1])
+        at += 1 + (name == "orientation")
+    return np.concatenate([*columns, latent[:, at:]], axis=1)
+
+
 def wrapped(angle: Float[Array, "*galaxy"]) -> Float[Array, "*galaxy"]:
     """An angle of period pi, between -pi/2 and pi/2."""
     return angle - np.pi * jnp.floor(angle / np.pi + 0.5)
