@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ __all__ = ["plot_image_latents", "plot_orientation", "plot_reconstructions"]
 
 _STYLES = ((REFERENCE, "D"), ("#CC79A7", "s"), ("black", "^"), (MODEL, "v"))  # of rare kinds: colour, marker
 _BIN = 12  # bins of orientation
+_COLLAPSED = 0.05  # scatter of a latent, in that of the widest
 
 
 def plot_reconstructions(
@@ -84,6 +86,8 @@ def plot_image_latents(
 ) -> Figure:
     """Neighbouring latents against each other: ordinary galaxies coloured by redshift, the rare kinds marked.
 
+    Latents in which an autoencoder has put nothing, those that hardly vary, are left out while two others are there.
+
     Args:
         names: of the latents.
         kind: number in `kinds`, 0 for ordinary.
@@ -93,7 +97,10 @@ def plot_image_latents(
     """
     if len(latents) == 0 or latents.shape[1] < 2:
         raise NothingToPlotError(f"latents of shape {latents.shape}: rows of at least two latents wanted")
-    pairs = [(i, i + 1) for i in range(latents.shape[1] - 1)][-6:]
+    spread = np.std(latents, axis=0)
+    used = np.flatnonzero(spread > _COLLAPSED * spread.max())
+    used = used if len(used) > 1 else np.arange(latents.shape[1])
+    pairs = list(pairwise(used))[-6:]
     figure, axes = panels(len(pairs), columns=3, height=3.0)
     ordinary = kind == 0
     limits = np.percentile(latents, [0.1, 99.9], axis=0)

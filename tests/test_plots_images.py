@@ -34,6 +34,10 @@ def test_latents(tmp_path):
     for number, points in enumerate(panel.collections):
         np.testing.assert_allclose(points.get_offsets(), latents[kind == number, 1:3])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["x", "y"]
+    # Latents in which nothing is are left out.
+    latents[:, 2] *= 1e-3
+    panels = plot_image_latents(latents, list("abcd"), rng.random(300), kind, ("ordinary", "x", "y")).axes[:2]
+    assert [(ax.get_xlabel(), ax.get_ylabel()) for ax in panels] == [("a", "b"), ("b", "d")]
 
 
 def test_orientations_are_compared_around_the_period(tmp_path):
