@@ -81,7 +81,7 @@ class Mocks(NamedTuple):
 def mocks_of(
     folder: Path, num: int, config: ImageMockConfig, names: tuple[str, ...] = tuple(SPLIT)
 ) -> tuple[Mocks, ...]:
-    """Training, choices and test."""
+    """Training, choice and test."""
     forward = None
     parts = []
     for name in names:
@@ -291,7 +291,9 @@ def on_mocks(args: argparse.Namespace, figures: Path) -> None:
             figures / f"latents_{short}.png", dpi=110
         )
     for kind in KINDS[1:]:
-        chosen = {name.split(": ")[1]: curve for name, curve in curves.items() if name.startswith(kind)}
+        # The figure has room for few: of guided ones, the latents without the angle.
+        names = [name for name in curves if name.startswith(kind) and ("guided" not in name or "no angle" in name)]
+        chosen = {name.split(": ")[1]: curves[name] for name in names}
         plot_anomaly_curves(chosen).savefig(figures / f"curves_{kind.replace(' ', '_')}.png", dpi=110)
     columns = list(dict.fromkeys(key for row in knowing for key in row))
     table = [[row.get(column, float("nan")) for column in columns] for row in knowing]
