@@ -51,8 +51,7 @@ class ImageMockConfig:
         starburst_radius: range of their half-light radius [kpc].
         spiral_log_mass: range of the log10 of red spirals' mass in living stars [Msun].
         spiral_color: red spirals are at least as red at rest: g - r in SDSS's bands at M_r = -20, and its slope in M_r, the blue
-            edge of the red sequence (Masters+10, sec. 2). Of galaxies that merely form no stars now, one in seven is bluer: a
-            post-starburst.
+            edge of the red sequence (Masters+10, sec. 2). Of galaxies that merely form no stars now, one in twenty is bluer.
         spiral_bulge: largest share of a red spiral's light in its bulge.
         spiral_cos: least cosine of its inclination.
         images: how the survey takes images.
