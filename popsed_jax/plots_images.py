@@ -98,8 +98,8 @@ def plot_image_latents(
     if len(latents) == 0 or latents.shape[1] < 2:
         raise NothingToPlotError(f"latents of shape {latents.shape}: rows of at least two latents wanted")
     spread = np.std(latents, axis=0)
-    used = np.flatnonzero(spread > _COLLAPSED * spread.max())
-    used = used if len(used) > 1 else np.arange(latents.shape[1])
+    used = [i for i, each in enumerate(spread) if each > _COLLAPSED * spread.max()]
+    used = used if len(used) > 1 else list(range(latents.shape[1]))
     pairs = list(pairwise(used))[-6:]
     figure, axes = panels(len(pairs), columns=3, height=3.0)
     ordinary = kind == 0
