@@ -23,10 +23,8 @@ from popsed_jax.population.reference import sample_uncertain
 from popsed_jax.population.survey import Floor, Observations, prepare_survey
 from popsed_jax.population.zero_points import ZeroPointConfig, ZeroPoints, fit_zero_points
 
-# What the templates themselves have wrong, band by band, is left in zero points measured with them [mag]; what a smooth function
-# of wavelength cannot say is left in those measured with such a function.
-_TEMPLATES = 0.03
-_TEMPLATES_MEASURED = 0.015
+# What no measurement from best fits tells: templates' faults of single bands, a slope that dust and age would make as well [mag].
+_LEFT = 0.03
 # Draws of the reference, and sets of its hyper-parameters, that hold the fits from which zero points are measured.
 _NUM_POPULATION, _NUM_HYPER = 4000, 4
 
@@ -150,11 +148,10 @@ def measure_zero_points(
         population,
     )
     measured = survey.calibration.template_sigma > 0.0
-    left = _TEMPLATES_MEASURED if measured else _TEMPLATES
-    sigma = np.where(np.asarray(model.offset_sigma) > 0.0, np.hypot(found.error, left), 0.0)
+    sigma = np.where(np.asarray(model.offset_sigma) > 0.0, np.hypot(found.error, _LEFT), 0.0)
     bands, calibration = catalog.bands, survey.calibration
     if measured:
-        width = np.hypot(np.sqrt(np.mean(found.template_error**2)), left)
+        width = np.hypot(np.sqrt(np.mean(found.template_error**2)), _LEFT)
         calibration = dataclasses.replace(
             calibration,
             template_means=tuple(round(float(value), 4) for value in found.template),

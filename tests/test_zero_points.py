@@ -176,8 +176,8 @@ def test_settings_start_from_what_was_measured(monkeypatch):
     doubted = dataclasses.replace(config.calibration, template_sigma=0.05, template_knots=3)
     settings, _ = surveys.measure_zero_points(catalog, dataclasses.replace(config, calibration=doubted))
     assert settings.calibration.template_means == (0.0, 0.02, 0.02)
-    assert settings.calibration.template_sigma == pytest.approx(np.hypot(0.015, 0.01 * np.sqrt(2 / 3)), abs=1e-4)
-    assert settings.calibration.offset_sigmas["u"] == pytest.approx(0.0155, abs=1e-4)
+    assert settings.calibration.template_sigma == pytest.approx(np.hypot(0.03, 0.01 * np.sqrt(2 / 3)), abs=1e-4)
+    assert settings.calibration.offset_sigmas["u"] == pytest.approx(0.0303, abs=1e-4)
     flat = dataclasses.replace(config, reference=dataclasses.replace(config.reference, kind="flat"))
     surveys.measure_zero_points(catalog, flat)
     assert seen["draws"] is None
