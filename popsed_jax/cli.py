@@ -118,8 +118,8 @@ def zero_points_command(
             settings, found = measure_zero_points(catalog, settings, number, _rounds(progress))
         for band, *values in zip(catalog.bands, found.offset, found.error, found.scatter, strict=True):
             table.add_row(catalog.name, band, *(f"{value:.3f}" for value in values))
-        for wave, *values in zip(found.wave, found.template, found.template_error, strict=True):
-            if survey.calibration.template_sigma > 0.0:
+        if survey.calibration.template_sigma > 0.0:
+            for wave, *values in zip(found.wave, found.template, found.template_error, strict=True):
                 templates.add_row(catalog.name, f"{wave:.0f}", *(f"{value:.3f}" for value in values))
     out.print(table)
     if templates.row_count:

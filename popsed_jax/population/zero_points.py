@@ -225,11 +225,11 @@ def _build_prior(
     held: np.ndarray,
     population: Float[Array, "num dim"] | None,
 ) -> tuple[_Prior, Float[np.ndarray, "dim dim"]]:
-    """The prior of the fits, and a root of its covariance."""
+    """The prior of the fits, and what turns standard normal numbers into starts about its mean."""
     moving = ~held
     if population is None:
-        width = _PRIOR_WIDTH * np.eye(len(space))
-        return _Prior(np.zeros((len(redshift), len(space))), np.diag(moving / _PRIOR_WIDTH)), width
+        # Starts from within the bounds: three times as wide, most would lie on them, where slopes vanish.
+        return _Prior(np.zeros((len(redshift), len(space))), np.diag(moving / _PRIOR_WIDTH)), np.eye(len(space))
     u = np.clip(np.asarray(space.to_u(population), float), -_FARTHEST, _FARTHEST)
     known = np.asarray(population[:, space.index("redshift")], float)
     middle = np.log1p(known).mean()
@@ -238,7 +238,7 @@ def _build_prior(
     covariance = np.cov((u - terms @ slopes)[:, moving], rowvar=False) + _LEAST_WIDTH**2 * np.eye(moving.sum())
     root, spread = np.zeros((2, len(space), len(space)))
     spread[np.ix_(moving, moving)] = np.linalg.cholesky(covariance)
-    root[np.ix_(moving, moving)] = np.linalg.inv(np.linalg.cholesky(covariance))
+    root[np.ix_(moving, moving)] = np.linalg.inv(spread[np.ix_(moving, moving)])
     return _Prior(galaxies @ slopes, root), spread
 
 
